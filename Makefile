@@ -1,0 +1,38 @@
+# Two commands set everything up: `make demo` and `make test`. They need Python 3.10 or later.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := exported/u2netp-demo-fp16.onnx
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/u2export onnx --model u2netp-demo --fp16
+	$(BIN)/u2export run $(DEMO) weights/demo-picture.jpg --out exported/demo-mask.png
+	$(BIN)/u2export run $(DEMO) weights/demo-picture.jpg --out exported/demo-cutout.png --cutout
+	@$(BIN)/python -c "import u2export.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO)')).checks; print('against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
+	@echo "Look at exported/demo-mask.png and exported/demo-cutout.png beside weights/demo-picture.jpg"
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing u2export with PyTorch, onnx and onnxruntime into $(VENV): a minute or more"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing u2export with everything its tests need into $(VENV): a minute or more"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo-installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

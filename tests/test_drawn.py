@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from u2export.drawn import HELD_OUT, draw
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_does_not():
+    one, again, other = draw(3), draw(3), draw(4)
+    assert one.picture.tobytes() == again.picture.tobytes()
+    assert one.mask.tobytes() == again.mask.tobytes()
+    assert one.picture.tobytes() != other.picture.tobytes()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (97, 33), (320, 320)])
+def test_picture_and_mask_have_the_size_and_modes_asked_for(size: tuple[int, int]):
+    drawn = draw(5, size)
+    assert (drawn.picture.mode, drawn.picture.size) == ("RGB", size)
+    assert (drawn.mask.mode, drawn.mask.size) == ("L", size)
+
+
+def test_subjects_cover_what_the_page_says():
+    shares = [np.asarray(draw(HELD_OUT + i, (96, 96)).mask).mean() / 255 for i in range(200)]
+    assert min(shares) >= 0.04
+    assert max(shares) <= 0.7
+    assert 0.15 < float(np.median(shares)) < 0.35
+
+
+def test_no_subject_gives_an_empty_mask():
+    assert not np.asarray(draw(6, subjects=0).mask).any()
+
+
+def test_the_mask_is_where_the_subject_was_painted():
+    """A subject differs from its ground far more inside the mask than just outside of it."""
+    inside, outside = [], []
+    for seed in range(HELD_OUT, HELD_OUT + 20):
+        drawn = draw(seed, (128, 128))
+        mask = np.asarray(drawn.mask)
+        pixels = np.asarray(drawn.picture, np.float32)
+        ground = np.median(pixels[mask == 0], axis=0)
+        inside.append(np.abs(pixels[mask == 255] - ground).mean())
+        outside.append(np.abs(pixels[mask == 0] - ground).mean())
+    # 6.5 as drawn; 2.2 where only the shadow is left and no subject is painted
+    assert np.mean(inside) > 4 * np.mean(outside)
+
+
+def test_drawing_needs_no_torch():
+    code = "import sys, u2export.drawn; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_masks_have_soft_edges():
+    values = np.asarray(draw(8).mask)
+    assert 0 < ((values > 0) & (values < 255)).sum() < 0.05 * values.size
+
+
+def test_the_bundled_picture_is_one_of_the_held_out_ones():
+    from pathlib import Path
+
+    stored = Image.open(Path(__file__).resolve().parents[1] / "weights/demo-picture.jpg")
+    again = draw(1_000_310, (800, 600)).picture
+    difference = np.abs(np.asarray(stored, np.float32) - np.asarray(again, np.float32))
+    assert difference.mean() < 4

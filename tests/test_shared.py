@@ -1,0 +1,44 @@
+"""Real weights and photographs, on machines that have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from u2export import build, registry, run, weights
+from u2export.pipeline import open_picture
+from u2export.spec import MODELS, ExportSpec, Precision
+
+pytestmark = pytest.mark.shared
+MODEL = MODELS["u2netp"]
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real")
+    source = weights.find(MODEL, str(shared / "weights/u2netp.safetensors"))
+    for precision in (Precision.FP32, Precision.FP16):
+        build.build("onnx", ExportSpec(MODEL, 320, precision), source, out)
+    return out
+
+
+def test_masks_are_the_authors_own(real: Path, shared: Path):
+    differences = []
+    with run.load(real / "u2netp-fp32.onnx") as segment:
+        for path in sorted((shared / "images/salient").iterdir()):
+            published = Image.open(shared / f"images/author_masks/{path.stem}.png").convert("L")
+            mask = np.asarray(segment.mask(open_picture(path)), np.float64)
+            differences.append(np.abs(mask - np.asarray(published)).mean() / 255)
+    assert len(differences) == 8
+    assert np.mean(differences) <= 0.0025
+
+
+def test_checks_of_real_weights_are_well_within_their_budgets(real: Path):
+    fp32 = registry.open_artifact(real / "u2netp-fp32.onnx").checks
+    fp16 = registry.open_artifact(real / "u2netp-fp16.onnx").checks
+    assert fp32["executed"]["raw_max"] <= 1e-4
+    assert fp16["emulated_fp16"]["mask_mae"] <= 0.0008
+    assert fp16["emulated_fp16"]["mask_iou"] >= 0.997

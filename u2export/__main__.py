@@ -1,0 +1,5 @@
+"""`python -m u2export`."""
+
+from u2export.cli import main
+
+main()

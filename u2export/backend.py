@@ -1,0 +1,159 @@
+"""The contract between the project and a runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from u2export.artifact import Artifact, Facts
+from u2export.errors import ExportError, InputError
+from u2export.spec import Device, ExportSpec, Precision
+
+Array = NDArray[np.float32]
+
+
+class Runner(ABC):
+    """A model loaded into a runtime, ready to be called.
+
+    A context manager. Results are in host memory and belong to the caller: a later call does not
+    change them.
+    """
+
+    def __init__(self, size: int, batch: int | None) -> None:
+        """Remember what a call must look like: side in pixels, and pictures (None: any number)."""
+        self.size, self.batch = size, batch
+        self._open = True
+
+    def __call__(self, x: Array) -> Array:
+        """Compute the saliency of preprocessed pictures.
+
+        Args:
+            x: (N,3,size,size) float32, from `u2export.pipeline.preprocess`.
+
+        Returns:
+            (N,1,size,size) float32 in [0,1]; the fused map d0.
+
+        Raises:
+            InputError: wrong shape or type, or the runner is closed.
+            ExportError: the runtime gave something else than it promised.
+        """
+        self._check(x)
+        return self._own(self._infer(np.ascontiguousarray(x)), len(x))
+
+    def maps(self, x: Array) -> tuple[Array, ...]:
+        """Compute every output the artifact has: d0 alone, or d0..d6.
+
+        Args:
+            x: as for a call.
+
+        Returns:
+            (N,1,size,size) float32 arrays in [0,1], d0 first.
+
+        Raises:
+            InputError: as for a call.
+            ExportError: as for a call.
+        """
+        self._check(x)
+        return tuple(self._own(y, len(x)) for y in self._infer_all(np.ascontiguousarray(x)))
+
+    def _own(self, y: Array, count: int) -> Array:
+        if y.shape != (count, 1, self.size, self.size) or y.dtype != np.float32:
+            raise ExportError(f"the runtime answered {y.dtype} {y.shape} to {count} pictures")
+        return y if y.flags.owndata else y.copy()
+
+    def _check(self, x: Array) -> None:
+        if not self._open:
+            raise InputError("this runner is closed: open the artifact again")
+        n = "N" if self.batch is None else self.batch
+        expected = f"float32 ({n}, 3, {self.size}, {self.size})"
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            raise InputError(f"the input must be {expected}, got {getattr(x, 'dtype', type(x))}")
+        fits = x.ndim == 4 and x.shape[1:] == (3, self.size, self.size) and len(x) > 0
+        if not fits or self.batch not in (None, len(x)):
+            raise InputError(f"the input must be {expected}, got {x.shape}")
+
+    @abstractmethod
+    def _infer(self, x: Array) -> Array:
+        """Run the network on a checked, contiguous input; d0 only."""
+
+    def _infer_all(self, x: Array) -> tuple[Array, ...]:
+        """Run the network on a checked, contiguous input; all outputs, d0 first."""
+        return (self._infer(x),)
+
+    def close(self) -> None:
+        """Give the runtime's memory back; closing twice is allowed."""
+        if self._open:
+            self._open = False
+            self._release()
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Drop whatever the runtime holds; called once."""
+
+    def __enter__(self) -> Runner:
+        """Give the runner itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the runner."""
+        self.close()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend file provides, as `BACKEND`.
+
+    Attributes:
+        name: of the entry point and of the command.
+        suffixes: of the files it opens; the first is the one it writes.
+        parent: name of the backend whose artifact it converts; None converts the weights.
+        run_packages: importable names that running needs.
+        export_packages: importable names that exporting needs.
+        run_extra: the installation extra that brings `run_packages`.
+        export_extra: the installation extra that brings `export_packages`.
+        precisions: what it can export.
+        devices: where it can run.
+        options: names of `ExportSpec` fields it honours beyond the common ones.
+        export: converts the parent to a model file at the given path, with its facts embedded
+            where the format has a place for them; gives those facts.
+        open: gives a runner on exactly that device with that many threads.
+        read_facts: the text embedded under `FACTS_KEY` in a model file, or None.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    parent: str | None
+    run_packages: tuple[str, ...]
+    export_packages: tuple[str, ...]
+    run_extra: str
+    export_extra: str
+    precisions: tuple[Precision, ...]
+    devices: tuple[Device, ...]
+    export: Callable[[Artifact, ExportSpec, Path], Facts]
+    open: Callable[[Artifact, Device, int], Runner]
+    read_facts: Callable[[Path], str | None]
+    options: tuple[str, ...] = ()
+
+
+def facts_for(parent: Artifact, spec: ExportSpec, tools: Mapping[str, str]) -> Facts:
+    """Say what an artifact converted from `parent` to `spec` is."""
+    return parent.facts.model_copy(
+        update={
+            "precision": spec.precision,
+            "size": spec.size,
+            "batch": spec.batch,
+            "outputs": 7 if spec.all_outputs else 1,
+            "tools": dict(sorted({**parent.facts.tools, **tools}.items())),
+        }
+    )

@@ -1,0 +1,1 @@
+"""One file per runtime; reached by entry point only."""

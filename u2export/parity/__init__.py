@@ -1,0 +1,1 @@
+"""Is the export the same function as its reference?"""

@@ -1,0 +1,266 @@
+"""The one way from a picture to the network's input and from its output to a mask.
+
+NumPy and Pillow only; every runner shares it. The rules:
+
+* Orientation from EXIF is applied. Animations give their first frame.
+* Transparent pictures are composited onto white, as viewers show them; palettes and every other
+  colour model are converted to RGB by Pillow.
+* 16-bit values are divided by 257. Wider integers and floats are taken as [0,1], 8-bit or 16-bit
+  by their largest value (1, 255 or 65535 at most), and beyond that scaled by it; negative and
+  undefined values count as 0.
+* The square input is resized as `Resize` says, divided by its own largest value (a black picture
+  stays 0), then mean and standard deviation are applied per channel.
+* The saliency is stretched so that its smallest value is 0 and its largest 1; a map whose values
+  differ by no more than `FLAT` has no subject and gives zeros. The mask comes back to the
+  picture's size bilinearly.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from u2export.backend import Array
+from u2export.errors import InputError
+from u2export.spec import PictureSpec, Resize
+
+MAX_PIXELS = 100_000_000
+# Below float32's resolution of a map near 1 (2^-24 x 16): such a spread is rounding, not a subject.
+FLAT = 1e-6
+_FILTERS = {
+    Resize.BILINEAR: Image.Resampling.BILINEAR,
+    Resize.BICUBIC: Image.Resampling.BICUBIC,
+    Resize.LANCZOS: Image.Resampling.LANCZOS,
+}
+_TRANSPARENT = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+_LIMIT = threading.Lock()
+
+
+def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture file and turn it upright.
+
+    Args:
+        source: a path, or an open binary file.
+        max_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+        Mode RGB, or RGBA where the picture has transparency.
+
+    Raises:
+        InputError: there is no such file, it is no picture, it is cut short, or too large.
+    """
+    name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
+    try:
+        with _no_pixel_limit():
+            image = Image.open(source)
+        with image:
+            _refuse_large(image, name, max_pixels)
+            image.load()
+            return upright(image)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture at {name}") from error
+    except Exception as error:  # decoders of broken files raise whatever they like
+        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation and convert any mode to RGB, or RGBA if it has transparency."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Composite a picture with transparency onto white; give mode RGB."""
+    if image.mode == "RGB":
+        return image
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def preprocess(picture: Image.Image, spec: PictureSpec) -> Array:
+    """Turn an upright picture into the network's input.
+
+    The aspect ratio is not kept: U²-Net was trained on pictures squashed to squares.
+
+    Args:
+        picture: from `upright`; transparency is composited onto white.
+        spec: input size in pixels, resize, and per-channel mean and standard deviation.
+
+    Returns:
+        (1, 3, size, size) float32, channels R, G, B; divided by the resized picture's own largest
+        value, then normalised, so values lie between about -2.1 and 2.6.
+
+    Source:
+        xuebinqin/U-2-Net data_loader.py, RescaleT and ToTensorLab(flag=0).
+    """
+    square = _squash(opaque(picture), spec)
+    largest = square.max()
+    if largest > 0:
+        square /= largest
+    square -= np.asarray(spec.mean, np.float32)
+    square /= np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
+
+
+def stretch(saliency: Array, spec: PictureSpec) -> Array:
+    """Stretch a saliency map to [0,1].
+
+    Args:
+        saliency: (H,W) float32 in [0,1], what the network gave for one picture.
+        spec: says whether the map is inverted first.
+
+    Returns:
+        (H,W) float32 in [0,1]; zeros where the map is flat.
+
+    Raises:
+        InputError: the map holds NaN or infinite values.
+
+    Source:
+        xuebinqin/U-2-Net u2net_test.py, normPRED, which divides by zero on a flat map.
+    """
+    if not np.isfinite(saliency).all():
+        raise InputError("the network's output holds NaN or infinite values: it has no mask")
+    low, high = float(saliency.min()), float(saliency.max())
+    if high - low <= FLAT:
+        return np.zeros_like(saliency)
+    mask = (saliency - np.float32(low)) / np.float32(high - low)
+    return 1 - mask if spec.inverted else mask
+
+
+def postprocess(saliency: Array, size: tuple[int, int], spec: PictureSpec) -> Image.Image:
+    """Turn a saliency map into a mask of the picture's size.
+
+    Args:
+        saliency: (H,W) float32 in [0,1].
+        size: (width, height) of the picture, in pixels.
+        spec: says whether the map is inverted.
+
+    Returns:
+        Mode L; 255 is subject.
+
+    Raises:
+        InputError: the map holds NaN or infinite values.
+    """
+    mask = Image.fromarray(stretch(saliency, spec)).resize(size, Image.Resampling.BILINEAR)
+    return Image.fromarray(_round(np.asarray(mask) * np.float32(255)))
+
+
+def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """Give the picture with the mask as its transparency, times its own where it has one.
+
+    Args:
+        picture: upright, RGB or RGBA.
+        mask: mode L, of the picture's size.
+
+    Returns:
+        Mode RGBA.
+    """
+    cut = picture.convert("RGBA")
+    if picture.mode == "RGBA":
+        own = np.asarray(cut.getchannel("A"), np.float32)
+        mask = Image.fromarray(_round(own * np.asarray(mask, np.float32) / 255))
+    cut.putalpha(mask)
+    return cut
+
+
+def _squash(picture: Image.Image, spec: PictureSpec) -> Array:
+    """Resize to (size, size, 3) float32, values 0 to 255."""
+    if spec.resize is Resize.AUTHORS:
+        return resize_plain(np.asarray(picture), spec.size, spec.size)
+    resized = picture.resize((spec.size, spec.size), _FILTERS[spec.resize])
+    return np.asarray(resized, np.float32).copy()
+
+
+def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> Array:
+    """Resize bilinearly with half-pixel centres, edges repeated, and no anti-aliasing.
+
+    Args:
+        pixels: (H,W,C) uint8.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        (height,width,C) float32 on the scale of the input.
+
+    Source:
+        The published masks were made with scikit-image's resize as it was before it smoothed
+        first; OpenCV's INTER_LINEAR computes the same.
+    """
+    top, bottom, down = _neighbours(pixels.shape[0], height)
+    left, right, across = _neighbours(pixels.shape[1], width)
+    across, down = across[None, :, None], down[:, None, None]
+
+    def row(indices: NDArray[np.intp]) -> Array:
+        a = pixels[indices[:, None], left[None]].astype(np.float32)
+        b = pixels[indices[:, None], right[None]].astype(np.float32)
+        return a + (b - a) * across
+
+    above = row(top)
+    return above + (row(bottom) - above) * down
+
+
+def _neighbours(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
+    """Indices of the two source pixels around each new one, and the weight of the second."""
+    centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    first = np.floor(centre).astype(np.intp)
+    return first, np.minimum(first + 1, old - 1), (centre - first).astype(np.float32)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.maximum(values, 0)
+    largest = float(values.max(initial=0))
+    if image.mode.startswith("I;16"):
+        scale = 257.0
+    elif image.mode == "I":
+        scale = 257.0 if largest <= 65535 else largest / 255
+    else:
+        ranges = ((1.0, 1 / 255), (255.0, 1.0), (65535.0, 257.0))
+        scale = next((by for top, by in ranges if largest <= top), largest / 255)
+    return Image.fromarray(_round(values / scale))
+
+
+def _round(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    rounded: NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded
+
+
+def _refuse_large(image: Image.Image, name: str, max_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise InputError(
+            f"{name} has {pixels / 1e6:.1f} million pixels, more than the "
+            f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture format that Pillow knows"
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+@contextmanager
+def _no_pixel_limit() -> Iterator[None]:
+    """Let Pillow open a header of any size; the caller checks the size before decoding."""
+    with _LIMIT:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

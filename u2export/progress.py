@@ -1,0 +1,38 @@
+"""Progress on stderr, silent where stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows which phase of a long task is running."""
+    if not sys.stderr.isatty():
+        yield lambda phase: None
+        return
+    from rich.console import Console  # only where something is shown: importing it takes time
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda phase: status.update(phase)
+
+
+def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Go through items under a progress bar; none is shown for a single item."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, what, console=Console(stderr=True), transient=True)
+
+
+def say(sentence: str) -> None:
+    """Write one line to stderr."""
+    print(f"u2export: {sentence}", file=sys.stderr, flush=True)
