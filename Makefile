@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-DEMO := exported/u2netp-demo-fp16.onnx
+DEMO := exported/u2netp-demo-fp16
 
 .PHONY: demo test check clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/u2export onnx --model u2netp-demo --fp16
-	$(BIN)/u2export run $(DEMO) weights/demo-picture.jpg --out exported/demo-mask.png
-	$(BIN)/u2export run $(DEMO) weights/demo-picture.jpg --out exported/demo-cutout.png --cutout
-	@$(BIN)/python -c "import u2export.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO)')).checks; print('against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
+	$(BIN)/u2export openvino --model u2netp-demo --fp16
+	$(BIN)/u2export tensorrt --model u2netp-demo --fp16
+	$(BIN)/u2export run $(DEMO).onnx weights/demo-picture.jpg --out exported/demo-mask.png
+	$(BIN)/u2export run $(DEMO).xml weights/demo-picture.jpg --out exported/demo-mask-openvino.png
+	$(BIN)/u2export run $(DEMO).onnx weights/demo-picture.jpg --out exported/demo-cutout.png --cutout
+	$(BIN)/u2export inspect $(DEMO).onnx
+	$(BIN)/u2export inspect $(DEMO).xml
+	$(BIN)/u2export backends
+	@$(BIN)/python -c "import u2export.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO).xml')).checks; print('OpenVINO against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
 	@echo "Look at exported/demo-mask.png and exported/demo-cutout.png beside weights/demo-picture.jpg"
 
 test: check
@@ -22,7 +28,7 @@ check: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing u2export with PyTorch, onnx and onnxruntime into $(VENV): a minute or more"
+	@echo "installing u2export with PyTorch, onnxruntime, OpenVINO and TensorRT-RTX into $(VENV): a minute or more"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
 	@touch $@
 

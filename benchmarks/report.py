@@ -12,7 +12,8 @@ from pathlib import Path
 from u2export.machine import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("u2export", "torch", "onnx", "onnxruntime", "onnxsim", "numpy", "pillow")
+PACKAGES = ("u2export", "torch", "onnx", "onnxruntime", "onnxsim", "openvino", "tensorrt_rtx")
+PACKAGES += ("numpy", "pillow")
 
 
 def machine() -> dict[str, object]:

@@ -8,22 +8,42 @@ from pathlib import Path
 
 import pytest
 
-from u2export import build, registry, weights
+from u2export import build, machine, registry, weights
 from u2export.artifact import Artifact
 from u2export.drawn import draw
 from u2export.spec import MODELS, ExportSpec, Precision
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEMO = MODELS["u2netp-demo"]
+SMALL = 64  # pixels
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend", action="append", help="test the promises of this backend only; repeatable"
+    )
+
+
+def _backends(config: pytest.Config) -> list[str]:
+    return config.getoption("--backend") or registry.names()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", _backends(metafunc.config), indirect=True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {}
     if not SHARED.is_dir():
-        skip = pytest.mark.skip(reason="needs ../shared (real weights and photographs): not here")
-        for item in items:
-            if "shared" in item.keywords:
-                item.add_marker(skip)
+        missing["shared"] = "needs ../shared (real weights and photographs): not here"
+    if no_gpu := machine.cuda().reason:
+        missing["gpu"] = f"needs an NVIDIA GPU: {no_gpu}"
+    for item in items:
+        for marker, reason in missing.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,13 +60,27 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo weights as fp32 and fp16 ONNX, and as torch's own artifact."""
+def exported(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder with the demo weights as every backend exports them, fp32 and fp16."""
     out = tmp_path_factory.mktemp("exported")
     source = weights.find(DEMO)
-    for backend in registry.names():
-        build.build(backend, ExportSpec(DEMO, 320), source, out)
-    build.build("onnx", ExportSpec(DEMO, 320, Precision.FP16), source, out)
+    for backend in _backends(pytestconfig):
+        for precision in (Precision.FP32, Precision.FP16):
+            if precision in registry.load(backend).precisions:
+                build.build(backend, ExportSpec(DEMO, 320, precision), source, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder with the demo weights for 64 pixels and any batch, as every backend exports them."""
+    out = tmp_path_factory.mktemp("small")
+    source = weights.find(DEMO)
+    for name in _backends(pytestconfig):
+        options = registry.load(name).options
+        free = None if "batch" in options else 1
+        size = SMALL if "size" in options else 320
+        build.build(name, ExportSpec(DEMO, size, batch=free), source, out)
     return out
 
 

@@ -13,22 +13,23 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "u2export"
 # ARCHITECTURE.md, section 3: imports go down this list only, never sideways.
 LAYERS = [
-    ["errors", "machine", "progress"],
+    ["errors", "machine", "plugins", "progress", "onnxfile", "steady"],
     ["spec"],
-    ["artifact"],
+    ["artifact", "executed"],
     ["backend"],
-    ["u2net", "pipeline", "drawn", "download", "registry"],
+    ["u2net", "pipeline", "drawn", "download", "cudacall", "registry"],
     ["checkpoint", "graph"],
     ["weights"],
     ["backends"],
     ["parity"],
-    ["build", "run"],
+    ["build", "run", "inspection", "doctor"],
     ["cli", "__init__"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHIN = {"graph", "parity"}  # folders whose files may import each other
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "onnxsim", "onnxscript"}
+HEAVY |= {"cuda", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 
 
 def _modules() -> list[Path]:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from u2export import build, registry, run, weights
-from u2export.pipeline import open_picture
+from u2export.parity.metrics import compare
+from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec, Precision
 
 pytestmark = pytest.mark.shared
@@ -21,7 +22,8 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("real")
     source = weights.find(MODEL, str(shared / "weights/u2netp.safetensors"))
     for precision in (Precision.FP32, Precision.FP16):
-        build.build("onnx", ExportSpec(MODEL, 320, precision), source, out)
+        # its parent, the ONNX artifact, is made beside it
+        build.build("openvino", ExportSpec(MODEL, 320, precision), source, out)
     return out
 
 
@@ -42,3 +44,20 @@ def test_checks_of_real_weights_are_well_within_their_budgets(real: Path):
     assert fp32["executed"]["raw_max"] <= 1e-4
     assert fp16["emulated_fp16"]["mask_mae"] <= 0.0008
     assert fp16["emulated_fp16"]["mask_iou"] >= 0.997
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_openvino_gives_pytorchs_maps_of_photographs(real: Path, shared: Path, precision: str):
+    source = weights.find(MODEL, str(shared / "weights/u2netp.safetensors"))
+    found = []
+    with (
+        registry.open_runner(registry.open_artifact(real / f"u2netp-{precision}.xml")) as ours,
+        registry.open_runner(source) as reference,
+    ):
+        for path in sorted((shared / "images/salient").iterdir()):
+            x = preprocess(open_picture(path), MODEL.picture)
+            found.append(compare(reference(x)[0, 0], ours(x)[0, 0]))
+    if precision == "fp32":
+        assert max(one.raw_max for one in found) <= 1e-4
+    assert np.mean([one.raw_mean for one in found]) <= 5e-4
+    assert np.mean([one.mask_iou for one in found]) >= 0.998

@@ -44,7 +44,7 @@ def test_a_file_name_says_what_is_not_the_default(spec: ExportSpec, stem: str):
 
 
 def test_batch_is_a_number_or_dynamic():
-    assert (parse_batch("8"), parse_batch("dynamic")) == (8, None)
+    assert (parse_batch("8"), parse_batch("dynamic")) == ((8, None), (None, None))
     with pytest.raises(InputError, match="got 'many'"):
         parse_batch("many")
 

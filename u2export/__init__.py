@@ -7,6 +7,10 @@ Example:
     >>> segment(Image.open("photo.jpg")).save("mask.png")
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from u2export.errors import (
     ArtifactError,
     DependencyError,
@@ -15,7 +19,9 @@ from u2export.errors import (
     ParityError,
     U2ExportError,
 )
-from u2export.run import Segmenter, load
+
+if TYPE_CHECKING:
+    from u2export.run import Segmenter, load
 
 __all__ = [
     "ArtifactError",
@@ -27,3 +33,12 @@ __all__ = [
     "U2ExportError",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what opens artifacts when it is first used: the command line's help must be quick."""
+    if name in ("Segmenter", "load"):
+        from u2export import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

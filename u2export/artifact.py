@@ -25,7 +25,6 @@ SCHEMA = 1
 FACTS_KEY = "u2export"
 DIGEST_KEY = "u2export.digest"
 DIGEST_MARK = "u2export-sha256:"
-NO_DIGEST = DIGEST_MARK + "0" * 64
 SCALING = "divided by the resized picture's largest value, black stays 0"
 STRETCH = "min-max stretch, a flat map gives zeros"
 
@@ -55,6 +54,7 @@ class Facts(BaseModel):
         scaling: what happens between resize and mean, in words.
         output_rule: what makes a mask of the network's output, in words.
         tools: versions of the packages that made the file.
+        build: what only its backend knows of it, such as the batch profile of an engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,11 +77,28 @@ class Facts(BaseModel):
     inverted: bool
     output_rule: str = STRETCH
     tools: Mapping[str, str] = {}
+    build: Mapping[str, str] = {}
 
     @property
     def picture(self) -> PictureSpec:
         """The pre- and postprocessing of these weights."""
         return PictureSpec(self.size, self.mean, self.std, self.resize, self.inverted)
+
+    def readable(self) -> dict[str, str]:
+        """What somebody who opens the model file with other tools needs, one entry a fact."""
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights.sha256,
+            "size": str(self.size),
+            "mean": " ".join(map(str, self.mean)),
+            "std": " ".join(map(str, self.std)),
+            "channels": self.channels,
+            "resize": str(self.resize),
+            "scaling": self.scaling,
+            "output_rule": ("inverted, " if self.inverted else "") + self.output_rule,
+            "precision": str(self.precision),
+            "licence": self.licence,
+        }
 
 
 class Manifest(BaseModel):
@@ -104,8 +121,7 @@ class Manifest(BaseModel):
 
     def text(self) -> str:
         """The one canonical text of this manifest, with its digest filled in."""
-        digest = hashlib.sha256(_canonical(self.model_copy(update={"digest": ""}))).hexdigest()
-        return _canonical(self.model_copy(update={"digest": digest})).decode()
+        return _signed(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -174,20 +190,25 @@ def sha256_of(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def embed_digest(path: Path) -> None:
+def no_digest(mark: str = DIGEST_MARK) -> str:
+    """What stands in the digest's place while the digest is taken."""
+    return mark + "0" * 64
+
+
+def embed_digest(path: Path, mark: str = DIGEST_MARK) -> None:
     """Put the digest of a model file, taken with the digest's place zeroed, into that place.
 
     Raises:
         ArtifactError: the file has no place for it, or more than one.
     """
-    content = path.read_bytes()
-    if content.count(NO_DIGEST.encode()) != 1:
+    content, blank = path.read_bytes(), no_digest(mark).encode()
+    if content.count(blank) != 1:
         raise ArtifactError(f"{path.name} has no single place for its digest")
-    digest = DIGEST_MARK + hashlib.sha256(content).hexdigest()
-    path.write_bytes(content.replace(NO_DIGEST.encode(), digest.encode()))
+    digest = mark + hashlib.sha256(content).hexdigest()
+    path.write_bytes(content.replace(blank, digest.encode()))
 
 
-def check_digest(path: Path) -> bool:
+def check_digest(path: Path, mark: str = DIGEST_MARK) -> bool:
     """Verify a digest put in by `embed_digest`.
 
     Returns:
@@ -196,13 +217,13 @@ def check_digest(path: Path) -> bool:
     Raises:
         ArtifactError: the file is not the one that was written.
     """
-    content = path.read_bytes()
-    start = content.rfind(DIGEST_MARK.encode())
+    content, zeros = path.read_bytes(), no_digest(mark).encode()
+    start = content.rfind(mark.encode())
     if start < 0:
         return False
-    end = start + len(NO_DIGEST)
-    blank = content[:start] + NO_DIGEST.encode() + content[end:]
-    if content[start:end] != (DIGEST_MARK + hashlib.sha256(blank).hexdigest()).encode():
+    end = start + len(zeros)
+    blank = content[:start] + zeros + content[end:]
+    if content[start:end] != (mark + hashlib.sha256(blank).hexdigest()).encode():
         raise ArtifactError(f"{path} was changed after it was exported: export it again")
     return True
 
@@ -249,7 +270,7 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except (ValidationError, ValueError) as error:
         raise ArtifactError(f"{path} is not a manifest: it was cut or changed") from error
-    if manifest.text() != text:
+    if _signed(json.loads(text)) != text:
         raise ArtifactError(f"{path} was changed after it was written: export the artifact again")
     return manifest
 
@@ -263,8 +284,17 @@ def _refuse_newer(document: object, path: Path) -> None:
         )
 
 
-def _canonical(manifest: Manifest) -> bytes:
-    document = manifest.model_dump(mode="json")
+def _signed(document: dict[str, Any]) -> str:
+    """The canonical text of a manifest with the digest of itself filled in.
+
+    Taken from the document as it was read, not from today's fields, so that a manifest of an
+    older release stays what it was.
+    """
+    digest = hashlib.sha256(_canonical({**document, "digest": ""})).hexdigest()
+    return _canonical({**document, "digest": digest}).decode()
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +11,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.artifact import Artifact, Facts
+from u2export.artifact import DIGEST_MARK, Artifact, Facts
 from u2export.errors import ExportError, InputError
-from u2export.spec import Device, ExportSpec, Precision
+from u2export.executed import Executed
+from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
 Array = NDArray[np.float32]
 
@@ -25,9 +26,18 @@ class Runner(ABC):
     change them.
     """
 
-    def __init__(self, size: int, batch: int | None) -> None:
-        """Remember what a call must look like: side in pixels, and pictures (None: any number)."""
+    def __init__(
+        self, size: int, batch: int | None, limits: tuple[int, int | None] = (1, None)
+    ) -> None:
+        """Remember what a call must look like.
+
+        Args:
+            size: side of the pictures in pixels.
+            batch: pictures per call; None for any number.
+            limits: of a free batch: the fewest pictures of a call, and the most.
+        """
         self.size, self.batch = size, batch
+        self.fewest, self.most = (batch, batch) if batch else limits
         self._open = True
 
     def __call__(self, x: Array) -> Array:
@@ -62,14 +72,47 @@ class Runner(ABC):
         self._check(x)
         return tuple(self._own(y, len(x)) for y in self._infer_all(np.ascontiguousarray(x)))
 
+    def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
+        """Compute many inputs, several at once where the runtime can and was opened for it.
+
+        Args:
+            inputs: each as for a call; taken only as fast as results are.
+
+        Yields:
+            What a call would give for each, in order.
+
+        Raises:
+            InputError: as for a call.
+            ExportError: as for a call.
+        """
+        for x in inputs:
+            yield self(x)
+
+    def executed(self) -> Executed:
+        """Say what really runs, layer by layer, from the runtime itself; may run the network once.
+
+        Raises:
+            InputError: the runner is closed.
+            ExportError: the runtime does not tell.
+        """
+        self._check_open()
+        return self._executed()
+
+    @abstractmethod
+    def _executed(self) -> Executed:
+        """Ask the runtime what it runs."""
+
     def _own(self, y: Array, count: int) -> Array:
         if y.shape != (count, 1, self.size, self.size) or y.dtype != np.float32:
             raise ExportError(f"the runtime answered {y.dtype} {y.shape} to {count} pictures")
         return y if y.flags.owndata else y.copy()
 
-    def _check(self, x: Array) -> None:
+    def _check_open(self) -> None:
         if not self._open:
             raise InputError("this runner is closed: open the artifact again")
+
+    def _check(self, x: Array) -> None:
+        self._check_open()
         n = "N" if self.batch is None else self.batch
         expected = f"float32 ({n}, 3, {self.size}, {self.size})"
         if not isinstance(x, np.ndarray) or x.dtype != np.float32:
@@ -111,6 +154,21 @@ class Runner(ABC):
 
 
 @dataclass(frozen=True)
+class Setting:
+    """An option that only one backend has.
+
+    Attributes:
+        name: of the option, as in `--name`, and of the entry in `ExportSpec.settings`.
+        help: what it does.
+        choices: what it may be; empty where anything is for the backend to judge.
+    """
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Backend:
     """What a backend file provides, as `BACKEND`.
 
@@ -118,17 +176,26 @@ class Backend:
         name: of the entry point and of the command.
         suffixes: of the files it opens; the first is the one it writes.
         parent: name of the backend whose artifact it converts; None converts the weights.
-        run_packages: importable names that running needs.
-        export_packages: importable names that exporting needs.
+        run_packages: importable names that running needs; "a or b" where one of them is enough.
+        export_packages: importable names that exporting needs, likewise.
         run_extra: the installation extra that brings `run_packages`.
         export_extra: the installation extra that brings `export_packages`.
         precisions: what it can export.
-        devices: where it can run.
-        options: names of `ExportSpec` fields it honours beyond the common ones.
+        devices: where it can run; the first is the default.
         export: converts the parent to a model file at the given path, with its facts embedded
             where the format has a place for them; gives those facts.
-        open: gives a runner on exactly that device with that many threads.
+        open: gives a runner on exactly that device, or a DependencyError.
         read_facts: the text embedded under `FACTS_KEY` in a model file, or None.
+        run_precisions: what `RunSpec.precision` may demand.
+        options: names of `ExportSpec` fields it honours beyond the common ones.
+        run_options: names of `RunSpec` fields it honours beyond device and threads.
+        settings: its own options.
+        companions: further suffixes of files that belong to a model file, such as `.bin`.
+        proof_at_open: devices on which every opening is checked with `executed()`; elsewhere the
+            runtime cannot do anything else, or telling takes too long.
+        missing_device: why it cannot run on a device of this machine, as a phrase; empty if it can.
+        accepts: whether the runtime loads this ONNX file; raises whatever it likes if not.
+        digest_mark: stands before the digest in its model files.
     """
 
     name: str
@@ -141,13 +208,33 @@ class Backend:
     precisions: tuple[Precision, ...]
     devices: tuple[Device, ...]
     export: Callable[[Artifact, ExportSpec, Path], Facts]
-    open: Callable[[Artifact, Device, int], Runner]
+    open: Callable[[Artifact, RunSpec], Runner]
     read_facts: Callable[[Path], str | None]
+    run_precisions: tuple[Precision, ...] = ()
     options: tuple[str, ...] = ()
+    run_options: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    companions: tuple[str, ...] = ()
+    proof_at_open: tuple[Device, ...] = ()
+    missing_device: Callable[[Device], str] = lambda device: ""
+    accepts: Callable[[bytes], object] | None = None
+    digest_mark: str = DIGEST_MARK
 
 
-def facts_for(parent: Artifact, spec: ExportSpec, tools: Mapping[str, str]) -> Facts:
-    """Say what an artifact converted from `parent` to `spec` is."""
+def facts_for(
+    parent: Artifact,
+    spec: ExportSpec,
+    tools: Mapping[str, str],
+    build: Mapping[str, str] | None = None,
+) -> Facts:
+    """Say what an artifact converted from `parent` to `spec` is.
+
+    Args:
+        parent: what was converted.
+        spec: what was asked for.
+        tools: versions of the packages that converted it.
+        build: what only this backend knows of its file.
+    """
     return parent.facts.model_copy(
         update={
             "precision": spec.precision,
@@ -155,5 +242,6 @@ def facts_for(parent: Artifact, spec: ExportSpec, tools: Mapping[str, str]) -> F
             "batch": spec.batch,
             "outputs": 7 if spec.all_outputs else 1,
             "tools": dict(sorted({**parent.facts.tools, **tools}.items())),
+            "build": dict(sorted({**parent.facts.build, **(build or {})}.items())),
         }
     )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from u2export import artifact as artifacts
 from u2export import registry, weights
 from u2export.artifact import Artifact
-from u2export.backend import Backend
-from u2export.errors import ExportError, InputError
+from u2export.backend import Backend, facts_for
+from u2export.errors import ArtifactError, ExportError, InputError
 from u2export.progress import say
-from u2export.spec import MODELS, ExportSpec
+from u2export.spec import MODELS, ExportSpec, model_named
 
 Phase = Callable[[str], None]
 
@@ -50,7 +52,7 @@ def export(
     """
     backend = registry.load(backend_name)
     _check(backend, spec)
-    registry.require(backend, export=True)
+    _require(backend)
     phase("finding the weights")
     if fallback:
         source, note = weights.find_default(given)
@@ -64,6 +66,53 @@ def export(
     return build(backend_name, spec, source, out, phase)
 
 
+def convert(
+    backend_name: str,
+    path: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    settings: tuple[tuple[str, str], ...] = (),
+    phase: Phase = lambda name: None,
+) -> Artifact:
+    """Convert a model file that is there, ours or a foreign one, as it is.
+
+    Args:
+        backend_name: which exporter; it must be one that converts such files.
+        path: the file.
+        out: the folder for the artifact.
+        model: for a file u2export did not make: the model it was made from.
+        settings: as in `ExportSpec`.
+        phase: told which part of the work begins.
+
+    Returns:
+        The published artifact, which bears the file's name and was compared with the file.
+
+    Raises:
+        U2ExportError: as `u2export.registry.open_artifact` and `build` say.
+    """
+    backend = registry.load(backend_name)
+    source = registry.open_artifact(path, model)
+    if source.backend != backend.parent:
+        raise InputError(
+            f"{path} is a file of the {source.backend} backend; {backend.name} converts "
+            f"{backend.parent or 'weights'}"
+        )
+    if not source.files:
+        source = registry.surveyed(source)
+    facts = source.facts
+    spec = ExportSpec(
+        model_named(facts.model),
+        facts.size,
+        facts.precision,
+        facts.batch,
+        all_outputs=facts.outputs > 1,
+        settings=settings,
+        name=path.stem,
+    )
+    return build(backend_name, spec, source, out, phase)
+
+
 def build(
     backend_name: str,
     spec: ExportSpec,
@@ -71,12 +120,16 @@ def build(
     out: Path,
     phase: Phase = lambda name: None,
 ) -> Artifact:
-    """Export weights, confirm the result against PyTorch, and publish it with its manifest.
+    """Export, confirm the result against its source, and publish it with its manifest.
+
+    What the backend converts is built first, or reused where the same was published before. On a
+    machine that cannot run the result, the manifest says so, and carries what was measured of the
+    file it was converted from.
 
     Args:
         backend_name: which exporter.
         spec: what is asked for.
-        source: the weights, from `u2export.weights.find`.
+        source: the weights, from `u2export.weights.find`, or a file of the backend's parent.
         out: the folder for the artifact; made if absent.
         phase: told which part of the work begins.
 
@@ -92,19 +145,21 @@ def build(
     """
     backend = registry.load(backend_name)
     _check(backend, spec)
-    registry.require(backend, export=True)
+    _require(backend)
     target = out / f"{spec.stem}{backend.suffixes[0]}"
     try:
         with _workspace(target) as folder:
-            draft = _export(backend, spec, source, folder / target.name, out, phase)
-            phase(f"comparing {target.name} with PyTorch")
-            from u2export.parity.confirm import confirm  # torch: for exporting only
-
-            draft = _with_checks(draft, confirm(draft, source))
+            parent = _parent(backend, spec, source, out, phase)
+            phase(f"converting {parent.path.name} to {target.name}")
+            facts = backend.export(parent, spec, folder / target.name)
+            paths = [folder / target.name, *_companions(backend, folder / target.name)]
+            files = {path.name: artifacts.sha256_of(path) for path in paths}
+            draft = Artifact(paths[0], backend.name, facts, files)
+            draft = dataclasses.replace(draft, checks=_checks(draft, source, parent, phase))
             _publish(draft, folder, out)
     except OSError as error:
         raise _unwritable(target, error) from error
-    note = weights.pin(source)
+    note = weights.pin(source) if source.backend == "torch" else ""
     if note:
         say(note)
     return registry.open_artifact(target)
@@ -115,27 +170,76 @@ def _check(backend: Backend, spec: ExportSpec) -> None:
         able = ", ".join(backend.precisions)
         raise InputError(f"the {backend.name} backend exports {able}, not {spec.precision}")
     plain = ExportSpec(spec.model, spec.model.picture.size)
-    for option in ("batch", "size", "all_outputs", "opset"):
+    for option in ("profile", "batch", "size", "all_outputs", "opset"):
         if option not in backend.options and getattr(spec, option) != getattr(plain, option):
-            raise InputError(
-                f"the {backend.name} backend has no --{option.replace('_', '-')}: leave it out"
-            )
+            told = "batch MIN:OPT:MAX" if option == "profile" else option.replace("_", "-")
+            raise InputError(f"the {backend.name} backend has no --{told}: leave it out")
+    known = {setting.name: setting for setting in backend.settings}
+    for name, value in spec.settings:
+        if name not in known:
+            raise InputError(f"the {backend.name} backend has no --{name}: leave it out")
+        choices = known[name].choices
+        if choices and value not in choices:
+            raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _export(
-    backend: Backend, spec: ExportSpec, source: Artifact, path: Path, out: Path, phase: Phase
-) -> Artifact:
-    parent = source
+def _require(backend: Backend) -> None:
+    registry.require(backend, export=True)
     if backend.parent is not None:
-        parent = build(backend.parent, spec, source, out, phase)
-    phase(f"converting {spec.model.name} to {path.name}")
-    facts = backend.export(parent, spec, path)
-    files = {path.name: artifacts.sha256_of(path)}
-    return Artifact(path, backend.name, facts, files)
+        _require(registry.load(backend.parent))
 
 
-def _with_checks(draft: Artifact, checks: dict[str, object]) -> Artifact:
-    return dataclasses.replace(draft, checks=checks)
+def _parent(
+    backend: Backend, spec: ExportSpec, source: Artifact, out: Path, phase: Phase
+) -> Artifact:
+    """Give what the backend converts: the source itself, or its export, new or published before."""
+    if backend.parent is None or source.backend == backend.parent:
+        return source
+    above = registry.load(backend.parent)
+    wanted = _inherited(spec, above)
+    path = out / f"{wanted.stem}{above.suffixes[0]}"
+    return _published(path, wanted, source) or build(above.name, wanted, source, out, phase)
+
+
+def _inherited(spec: ExportSpec, above: Backend) -> ExportSpec:
+    """The part of a request that concerns the parent."""
+    known = {setting.name for setting in above.settings}
+    settings = tuple((name, value) for name, value in spec.settings if name in known)
+    return dataclasses.replace(spec, profile=None, settings=settings)
+
+
+def _published(path: Path, wanted: ExportSpec, source: Artifact) -> Artifact | None:
+    """The artifact at `path` if it is whole, and what exporting `wanted` again would give."""
+    if not artifacts.manifest_path(path).is_file() or not path.is_file():
+        return None
+    try:
+        found = artifacts.read(path)
+    except ArtifactError as error:
+        say(f"{error}: doing so")
+        return None
+    again = facts_for(source, wanted, {})
+    same = again == found.facts.model_copy(update={"tools": again.tools, "build": again.build})
+    ours = found.facts.tools.get("u2export") == importlib.metadata.version("u2export")
+    return found if same and ours else None
+
+
+def _companions(backend: Backend, path: Path) -> list[Path]:
+    return [path.with_suffix(suffix) for suffix in backend.companions]
+
+
+def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -> dict[str, Any]:
+    """Compare a draft with its source where it can run; say so where it cannot."""
+    backend = registry.load(draft.backend)
+    device = backend.devices[0]
+    known = parent.checks if parent is not source else {}
+    reason = backend.missing_device(device)
+    if reason:
+        say(f"{draft.path.name} was built but not run, for want of {device}: {reason}")
+        return {"not_executed": reason, "parent": {parent.path.name: dict(known)}}
+    phase(f"comparing {draft.path.name} with {source.path.name}")
+    from u2export.parity.confirm import confirm  # torch: for exporting only
+
+    return confirm(draft, source, known)
 
 
 @contextmanager
@@ -165,15 +269,23 @@ def _publish(draft: Artifact, folder: Path, out: Path) -> None:
 
     A model file without a manifest is whole: it carries its facts and its own digest. So the old
     manifest goes first, then the model file is replaced at once, then the new manifest comes.
+    Where further files belong to the model file, the old one goes before they are replaced, since
+    an old model file with new companions would be neither.
     """
     target = out / draft.path.name
     text = draft.manifest.text().encode()
     manifest = artifacts.manifest_path(target)
     new_manifest = folder / manifest.name
     artifacts.write_durably(new_manifest, text)
-    _sync(draft.path)
-    if not _same(target, draft.files[target.name]):
+    for name in draft.files:
+        _sync(folder / name)
+    if not all(_same(out / name, sha256) for name, sha256 in draft.files.items()):
         manifest.unlink(missing_ok=True)
+        companions = [name for name in draft.files if name != target.name]
+        if companions:
+            target.unlink(missing_ok=True)
+        for name in companions:
+            os.replace(folder / name, out / name)
         os.replace(draft.path, target)
     os.replace(new_manifest, manifest)
     _sync(out)

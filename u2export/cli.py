@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import json
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
+import typer.main
 
-from u2export import registry
+from u2export import plugins
 from u2export.errors import InputError, U2ExportError
-from u2export.pipeline import MAX_PIXELS
 from u2export.progress import phases, say, tracked
 from u2export.spec import (
     DEFAULT_OPSET,
+    MAX_PIXELS,
     MODELS,
     OPSETS,
+    Device,
     ExportSpec,
     Precision,
     Resize,
@@ -25,10 +31,31 @@ from u2export.spec import (
     parse_batch,
 )
 
-INTERRUPTED, TERMINATED = 130, 143  # 128 plus the signal's number, as shells report it
+if TYPE_CHECKING:  # imported when called: the help must be quick
+    from u2export.artifact import Artifact
+    from u2export.backend import Backend
+
+SIGNALLED = 128  # plus the signal's number: the exit status shells report
 DEFAULT_MODEL = "u2netp"
 
+
+class _Backends(typer.core.TyperGroup):
+    """Gives every installed backend its command, with the options that backend has.
+
+    Only the command that is called imports its backend, which may take long or not be possible.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that the words name."""
+        if args and args[0] in plugins.names():
+            from u2export import registry
+
+            return args[0], _export_command(registry.load(args[0])), args[1:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Backends,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -37,60 +64,160 @@ app = typer.Typer(
 weights_app = typer.Typer(no_args_is_help=True, help="List, fetch and verify weights.")
 app.add_typer(weights_app, name="weights")
 
-ModelOption = Annotated[
+_MODEL_OPTION = typer.Option(
+    help=f"One of {', '.join(MODELS)}. By default u2netp, or u2netp-demo where it is not to be had."
+)
+_FOREIGN_MODEL = Annotated[
+    str | None,
+    typer.Option(help="For a file u2export did not make: the model it was made from."),
+]
+_DEVICE = Annotated[
     str | None,
     typer.Option(
-        help=f"One of {', '.join(MODELS)}. By default u2netp, or u2netp-demo where it is not "
-        "to be had."
+        help=f"{', '.join(Device)}: exactly there, or an error. By default the backend's own."
     ),
+]
+_THREADS = Annotated[
+    int | None, typer.Option(help="For computation. By default all this process may use.")
+]
+_PRECISION = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(Precision)}: demand it. By default as the artifact says."),
+]
+_COMPILE = Annotated[
+    bool, typer.Option("--compile", help="Let PyTorch compile the network (torch only).")
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+# What `u2export BACKEND` may take beside --out, by the field it sets: those of ExportSpec are
+# offered where the backend honours them.
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "model": (Annotated[str | None, _MODEL_OPTION], None),
+    "weights": (
+        Annotated[
+            str | None,
+            typer.Option(help="A .pth or .safetensors file, or random:SEED to measure latency."),
+        ],
+        None,
+    ),
+    "out": (Annotated[Path, typer.Option(help="Folder for the artifact.")], Path("exported")),
+}
+_OPTIONAL: dict[str, tuple[Any, Any]] = {
+    "fp16": (Annotated[bool, typer.Option("--fp16", help="Half precision.")], False),
+    "batch": (Annotated[str, typer.Option(help="Pictures per call, or 'dynamic'.")], "1"),
+    "size": (
+        Annotated[
+            int | None,
+            typer.Option(help="Side of the square input in pixels. By default the model's own."),
+        ],
+        None,
+    ),
+    "all_outputs": (
+        Annotated[bool, typer.Option("--all-outputs", help="Give d0..d6, d0 first.")],
+        False,
+    ),
+    "opset": (
+        Annotated[
+            int | None,
+            typer.Option(help=f"{min(OPSETS)} to {max(OPSETS)}. By default {DEFAULT_OPSET}."),
+        ],
+        None,
+    ),
+}
+_PROFILE_BATCH = Annotated[
+    str, typer.Option(help="Pictures per call, 'dynamic', or the range MIN:OPT:MAX.")
 ]
 
 
-def _export_command(name: str) -> None:
-    """Give a backend its command."""
+def _export_command(backend: Backend) -> Any:
+    """Make the command of a backend out of what it says of itself."""
+    able = {*backend.options, *(["fp16"] if Precision.FP16 in backend.precisions else [])}
+    options = {
+        **_COMMON,
+        **{
+            name: (kind if name in able else _hidden(kind), default)
+            for name, (kind, default) in _OPTIONAL.items()
+        },
+    }
+    if "profile" in backend.options:
+        options["batch"] = (_PROFILE_BATCH, "1")
+    for setting in backend.settings:
+        kind = Annotated[str | None, typer.Option(help=setting.help)]
+        options[setting.name] = (kind, None)
+    if backend.parent is not None:
+        text = f"Convert this {backend.parent} file as it is, instead of exporting weights."
+        options["source"] = (Annotated[Path | None, typer.Option("--from", help=text)], None)
+
+    def command(**given: Any) -> None:
+        print(_export(backend, given).path)
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default
+            )
+            for name, (kind, default) in options.items()
+        ]
+    )
+    command.__annotations__ = {name: kind for name, (kind, _) in options.items()}
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(
+        backend.name, help=f"Export with the {backend.name} backend and print the artifact's path."
+    )(command)
+    return typer.main.get_command(alone)
+
+
+def _hidden(kind: Any) -> Any:
+    """An option that is not shown, yet taken, so that a sentence can say that there is no such."""
+    option = copy.copy(kind.__metadata__[0])
+    option.hidden = True
+    return Annotated[kind.__origin__, option]
+
+
+def _export(backend: Backend, given: dict[str, Any]) -> Artifact:
+    from u2export import build
+
+    settings = tuple((s.name, given[s.name]) for s in backend.settings if given[s.name] is not None)
+    model, weights, out = given["model"], given["weights"], given["out"]
+    if given.get("source") is not None:
+        kept = {"model", "out", "source", *(s.name for s in backend.settings)}
+        defaults = {**_COMMON, **_OPTIONAL}
+        for name in given.keys() - kept:
+            if given[name] != defaults[name][1]:
+                raise InputError(
+                    f"--from converts the file as it is: leave --{name.replace('_', '-')} out"
+                )
+        with phases() as phase:
+            return build.convert(
+                backend.name, given["source"], out, model=model, settings=settings, phase=phase
+            )
+    wanted = model_named(model or DEFAULT_MODEL)
+    batch, profile = parse_batch(given.get("batch", "1"))
+    size = given.get("size")
+    spec = ExportSpec(
+        wanted,
+        size=wanted.picture.size if size is None else size,
+        precision=Precision.FP16 if given.get("fp16") else Precision.FP32,
+        batch=batch,
+        all_outputs=given.get("all_outputs", False),
+        opset=given.get("opset"),
+        profile=profile,
+        settings=settings,
+    )
+    fallback = model is None and weights is None
+    with phases() as phase:
+        return build.export(backend.name, spec, weights, out, fallback=fallback, phase=phase)
+
+
+def _listed(name: str) -> None:
+    """Show a backend's command in the help; `_Backends` makes the real one when it is called."""
 
     @app.command(name, help=f"Export with the {name} backend and print the artifact's path.")
-    def export(
-        model: ModelOption = None,
-        weights: Annotated[
-            str | None,
-            typer.Option(help="A .pth or .safetensors file, or random:SEED to measure latency."),
-        ] = None,
-        fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
-        batch: Annotated[str, typer.Option(help="Pictures per call, or 'dynamic'.")] = "1",
-        size: Annotated[
-            int | None,
-            typer.Option(help="Side of the square input in pixels. By default the model's own."),
-        ] = None,
-        all_outputs: Annotated[
-            bool, typer.Option("--all-outputs", help="Give d0..d6, d0 first.")
-        ] = False,
-        opset: Annotated[
-            int | None,
-            typer.Option(help=f"{min(OPSETS)} to {max(OPSETS)}. By default {DEFAULT_OPSET}."),
-        ] = None,
-        out: Annotated[Path, typer.Option(help="Folder for the artifact.")] = Path("exported"),
-    ) -> None:
-        from u2export import build
-
-        wanted = model_named(model or DEFAULT_MODEL)
-        spec = ExportSpec(
-            wanted,
-            size=wanted.picture.size if size is None else size,
-            precision=Precision.FP16 if fp16 else Precision.FP32,
-            batch=parse_batch(batch),
-            all_outputs=all_outputs,
-            opset=opset,
-        )
-        with phases() as phase:
-            artifact = build.export(
-                name, spec, weights, out, fallback=model is None and weights is None, phase=phase
-            )
-        print(artifact.path)
+    def command() -> None:
+        raise AssertionError("replaced when called")
 
 
-for _name in registry.names():
-    _export_command(_name)
+for _name in plugins.names():
+    _listed(_name)
 
 
 @app.command()
@@ -106,10 +233,10 @@ def run(
     cutout: Annotated[
         bool, typer.Option("--cutout", help="Write the subject on transparency, not the mask.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda; exactly there, or an error.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="For computation. By default all this process may use.")
-    ] = None,
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+    precision: _PRECISION = None,
+    compiled: _COMPILE = False,
     resample: Annotated[
         str | None,
         typer.Option(
@@ -117,10 +244,7 @@ def run(
             "the artifact."
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="For a file u2export did not make: the model it was made from."),
-    ] = None,
+    model: _FOREIGN_MODEL = None,
     max_pixels: Annotated[int, typer.Option(help="Larger pictures are refused.")] = MAX_PIXELS,
 ) -> None:
     """Write a mask or cut-out for each picture, at its own size, and print its path."""
@@ -131,7 +255,13 @@ def run(
     targets = running.output_paths(found, out or default)
     failed = 0
     with running.load(
-        artifact, model=model, device=device, threads=threads, resample=resample
+        artifact,
+        model=model,
+        device=device,
+        threads=threads,
+        precision=precision,
+        compiled=compiled,
+        resample=resample,
     ) as segment:
         pairs = tracked(list(targets.items()), "segmenting")
         for done in running.process(segment, pairs, cutout=cutout, max_pixels=max_pixels):
@@ -142,6 +272,68 @@ def run(
                 print(done.result, flush=True)
     if failed:
         raise InputError(f"{failed} of {len(targets)} pictures failed; the rest were written")
+
+
+@app.command("inspect")
+def inspect_artifact(
+    artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+    precision: _PRECISION = None,
+    compiled: _COMPILE = False,
+    model: _FOREIGN_MODEL = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Name every layer.")] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Tell what really runs: device and arithmetic of every layer; status 6 if it was not asked."""
+    from u2export import inspection
+
+    asked = Precision.named(precision) if precision else None
+    place = Device.named(device) if device else None
+    with phases() as phase:
+        phase("asking the runtime")
+        account = inspection.inspect(
+            artifact,
+            model=model,
+            device=place,
+            threads=threads,
+            precision=asked,
+            compiled=compiled,
+        )
+    if as_json:
+        print(account.model_dump_json(indent=1))
+    else:
+        print(inspection.table(account, layers=layers))
+    inspection.demand(account)
+
+
+@app.command()
+def doctor(
+    as_json: _JSON = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="Status 3 unless this backend can export and run here; repeatable."),
+    ] = None,
+) -> None:
+    """Tell what this machine can export and run, and what is missing for the rest."""
+    from u2export import doctor as examination
+
+    with phases() as phase:
+        report = examination.examine(phase)
+    print(report.model_dump_json(indent=1) if as_json else examination.text(report))
+    examination.demand(report, require or [])
+
+
+@app.command()
+def backends(as_json: _JSON = False) -> None:
+    """List the backends: what each writes, and whether it can export and run here."""
+    from u2export import doctor as examination
+
+    found = [examination.backend_report(name, probe=False) for name in plugins.names()]
+    if as_json:
+        print(json.dumps([one.model_dump(mode="json") for one in found], indent=1))
+    else:
+        print(examination.listing(found))
 
 
 @weights_app.command("list")
@@ -175,20 +367,21 @@ def verify_weights(
     print(f"{sha256}  {model.name}")
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
     """Leave through the finally blocks, which remove what is half done."""
-    raise SystemExit(TERMINATED)
+    if number == signal.SIGINT:
+        say("interrupted")
+    raise SystemExit(SIGNALLED + number)
 
 
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes one line and its exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, _leave)
     try:
         app(standalone_mode=True)
     except U2ExportError as error:
         say(f"error: {error}")
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(INTERRUPTED)
     sys.exit(0)

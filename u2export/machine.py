@@ -2,11 +2,120 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 CGROUP = Path("/sys/fs/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
+# Flags of /proc/cpuinfo that decide what low precision is worth, by the names people use.
+CPU_FEATURES = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "BF16": ("avx512_bf16", "bf16"),
+    "FP16": ("avx512_fp16", "asimdhp"),
+    "AMX": ("amx_tile",),
+    "NEON": ("asimd", "neon"),
+    "NEON dot product": ("asimddp",),
+}
+# Of NVIDIA's driver interface: CUdevice_attribute and CUresult.
+_MAJOR, _MINOR = 75, 76
+_SUCCESS = 0
+_NO_QUOTA = 1e9
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: as the driver calls it.
+        capability: its compute capability, such as (8, 6).
+    """
+
+    name: str
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """What NVIDIA's driver tells.
+
+    Attributes:
+        gpus: that this process may use.
+        driver: the newest CUDA version it serves, such as `12.8`; empty without a driver.
+        reason: why there is no GPU, as a phrase; empty where there is one.
+    """
+
+    gpus: tuple[Gpu, ...]
+    driver: str = ""
+    reason: str = ""
+
+
+def cuda(library: str = "libcuda.so.1") -> Cuda:
+    """Ask NVIDIA's driver, by itself, what GPUs there are.
+
+    No runtime is loaded: some crash the process when they are loaded on a machine without a GPU.
+
+    Source:
+        CUDA driver interface: cuInit, cuDriverGetVersion, cuDeviceGetCount, cuDeviceGetAttribute.
+    """
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return Cuda((), reason="no NVIDIA driver is installed")
+    status = driver.cuInit(0)
+    if status != _SUCCESS:
+        return Cuda((), reason=f"NVIDIA's driver does not start (status {status})")
+    number = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    version = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    driver.cuDeviceGetCount(ctypes.byref(number))
+    if number.value == 0:
+        return Cuda((), version, "NVIDIA's driver finds no GPU")
+    return Cuda(tuple(_gpu(driver, index) for index in range(number.value)), version)
+
+
+def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+    return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))
+
+
+def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, list[str]]:
+    """Read the CPU's name and those of `CPU_FEATURES` it has; empty where the system hides it."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return "", []
+    facts: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip().lower(), value.strip())
+    flags = set((facts.get("flags") or facts.get("features") or "").split())
+    names = [name for name, any_of in CPU_FEATURES.items() if flags.intersection(any_of)]
+    return facts.get("model name", ""), names
+
+
+def compiled_folder() -> Path:
+    """Where runtimes keep compiled models: in `$U2EXPORT_CACHE`, or in the user's cache."""
+    named = os.environ.get("U2EXPORT_CACHE")
+    return (Path(named) if named else user_cache_path("u2export")) / "compiled"
+
+
+def quota(cgroup: Path = CGROUP) -> float | None:
+    """CPUs' worth of time the container's control group allows, or None without a limit."""
+    found = _quota(cgroup)
+    return found if found < _NO_QUOTA else None
 
 
 def usable_cpus(cgroup: Path = CGROUP) -> int:
@@ -28,15 +137,15 @@ def _quota(cgroup: Path) -> float:
             return read(cgroup)
         except (OSError, ValueError):
             continue
-    return 1e9
+    return _NO_QUOTA
 
 
 def _quota_v2(cgroup: Path) -> float:
     quota, period = (cgroup / "cpu.max").read_text().split()
-    return 1e9 if quota == "max" else int(quota) / int(period)
+    return _NO_QUOTA if quota == "max" else int(quota) / int(period)
 
 
 def _quota_v1(cgroup: Path) -> float:
     quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
     period = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
-    return quota / period if quota > 0 else 1e9
+    return quota / period if quota > 0 else _NO_QUOTA

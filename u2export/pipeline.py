@@ -29,9 +29,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from u2export.backend import Array
 from u2export.errors import InputError
-from u2export.spec import PictureSpec, Resize
+from u2export.spec import MAX_PIXELS, PictureSpec, Resize
 
-MAX_PIXELS = 100_000_000
 # Below float32's resolution of a map near 1 (2^-24 x 16): such a spread is rounding, not a subject.
 FLAT = 1e-6
 _FILTERS = {

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
+
 from u2export import artifact as artifacts
+from u2export import plugins
 from u2export.artifact import Artifact, Facts, WeightsFacts
 from u2export.backend import Backend, Runner
-from u2export.errors import ArtifactError, DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, InputError, U2ExportError
+from u2export.executed import check
 from u2export.machine import usable_cpus
-from u2export.spec import Device, model_named
+from u2export.spec import Device, Precision, RunSpec, model_named
 
-GROUP = "u2export.backends"
 MAX_THREADS = 1024  # runtimes start every thread they are told to, until the machine stands still
-
-
-def names() -> list[str]:
-    """List the installed backends, importing none of them."""
-    return sorted(_entries())
+names = plugins.names
 
 
 def load(name: str) -> Backend:
@@ -29,7 +29,7 @@ def load(name: str) -> Backend:
         InputError: no backend has that name.
         DependencyError: its entry point cannot be imported.
     """
-    entries = _entries()
+    entries = plugins.entries()
     if name not in entries:
         raise InputError(f"no backend is called {name!r}: choose one of {', '.join(entries)}")
     try:
@@ -37,13 +37,23 @@ def load(name: str) -> Backend:
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"the {name} backend needs {error.name}, which is not installed: "
-            f"pip install {error.name}"
+            f"pip install {_what_brings(entries[name], error.name or name)}"
         ) from error
     except ImportError as error:
         raise DependencyError(f"the {name} backend cannot be imported: {error}") from error
     if not isinstance(backend, Backend):
-        raise InputError(f"the entry point {name!r} in {GROUP} is no u2export Backend")
+        raise InputError(f"the entry point {name!r} in {plugins.GROUP} is no u2export Backend")
     return backend
+
+
+def missing_packages(backend: Backend, *, export: bool) -> list[str]:
+    """List the packages that exporting, or running, needs and that are not installed."""
+    packages = backend.export_packages if export else backend.run_packages
+    return [
+        package
+        for package in packages
+        if not any(_importable(name) for name in package.split(" or "))
+    ]
 
 
 def require(backend: Backend, *, export: bool) -> None:
@@ -52,15 +62,34 @@ def require(backend: Backend, *, export: bool) -> None:
     Raises:
         DependencyError: one is not; the sentence names the line to type.
     """
-    packages = backend.export_packages if export else backend.run_packages
-    extra = backend.export_extra if export else backend.run_extra
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    missing = missing_packages(backend, export=export)
     if missing:
         work = "exporting with" if export else "running"
         raise DependencyError(
             f"{work} the {backend.name} backend needs {', '.join(missing)}, not installed "
-            f"here: pip install 'u2export[{extra}]'"
+            f"here: {pip_line(backend, export=export)}"
         )
+
+
+def pip_line(backend: Backend, *, export: bool) -> str:
+    """What to type to install what exporting, or running, needs."""
+    extras = dict.fromkeys([backend.run_extra, *([backend.export_extra] if export else [])])
+    return f"pip install 'u2export[{','.join(extras)}]'"
+
+
+def _what_brings(entry: EntryPoint, package: str) -> str:
+    """The extra of the backend's own distribution that brings a package, or the package."""
+    metadata = entry.dist.metadata if entry.dist else None
+    extras = metadata.get_all("Provides-Extra") or [] if metadata else []
+    extra = next((name for name in (package, entry.name) if name in extras), None)
+    return f"'{entry.dist.name}[{extra}]'" if extra and entry.dist else package
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def open_artifact(path: Path, model: str | None = None) -> Artifact:
@@ -84,7 +113,7 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
         return _same_model(found, model)
     backend = _by_suffix(path)
     require(backend, export=False)
-    ours = artifacts.check_digest(path)
+    ours = artifacts.check_digest(path, backend.digest_mark)
     text = backend.read_facts(path)
     if text is not None:
         if not ours:
@@ -100,30 +129,111 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
 
 
 def open_runner(
-    artifact: Artifact, device: Device = Device.CPU, threads: int | None = None
+    artifact: Artifact,
+    device: Device | None = None,
+    threads: int | None = None,
+    *,
+    precision: Precision | None = None,
+    streams: int = 1,
+    compiled: bool = False,
 ) -> Runner:
-    """Load an artifact into its runtime, on exactly that device.
+    """Load an artifact into its runtime, on exactly that device, in exactly that precision.
 
     Args:
         artifact: from `open_artifact` or a build.
-        device: where to compute.
+        device: where to compute; by default the backend's first.
         threads: for computation; by default all that this process may use.
+        precision: of the arithmetic; by default what the artifact says.
+        streams: how many batches `Runner.stream` keeps under way at once.
+        compiled: let PyTorch compile the network.
 
     Raises:
         DependencyError: the runtime or the device is not there.
         ArtifactError: the runtime refuses the file.
-        InputError: a number of threads that no machine has.
+        InputError: the backend has no such option, or no machine has so many threads.
+        ParityError: the runtime does something else than it was asked.
     """
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads must be 1 to {MAX_THREADS}, got {threads}")
+    backend = load(artifact.backend)
+    asked = run_spec(
+        backend, device, threads, precision=precision, streams=streams, compiled=compiled
+    )
+    runner = open_unverified(artifact, asked)
+    if asked.device in backend.proof_at_open or precision is not None:
+        try:
+            check(runner.executed(), asked, artifact.path.name)
+        except U2ExportError:
+            runner.close()
+            raise
+    return runner
+
+
+def open_unverified(artifact: Artifact, asked: RunSpec) -> Runner:
+    """Load an artifact into its runtime without checking what it then runs.
+
+    Raises:
+        DependencyError: the runtime or the device is not there.
+        ArtifactError: the runtime refuses the file.
+    """
     backend = load(artifact.backend)
     require(backend, export=False)
+    reason = backend.missing_device(asked.device)
+    if reason:
+        raise DependencyError(f"{artifact.path} cannot run on {asked.device} here: {reason}")
+    return backend.open(artifact, asked)
+
+
+def run_spec(
+    backend: Backend,
+    device: Device | None = None,
+    threads: int | None = None,
+    *,
+    precision: Precision | None = None,
+    streams: int = 1,
+    compiled: bool = False,
+) -> RunSpec:
+    """Make a request of what was asked, refusing what the backend cannot do.
+
+    Raises:
+        DependencyError: it never runs on that device.
+        InputError: it has no such precision or option, or no machine has so many threads.
+    """
+    for name, count in (("threads", threads), ("streams", streams)):
+        if count is not None and not 1 <= count <= MAX_THREADS:
+            raise InputError(f"{name} must be 1 to {MAX_THREADS}, got {count}")
+    device = device or backend.devices[0]
     if device not in backend.devices:
         raise DependencyError(
-            f"the {backend.name} backend runs on {', '.join(backend.devices)}, "
-            f"not on {device} in this release"
+            f"the {backend.name} backend runs on {', '.join(backend.devices)}, not on {device}"
         )
-    return backend.open(artifact, device, threads or usable_cpus())
+    if precision is not None and precision not in backend.run_precisions:
+        able = ", ".join(backend.run_precisions) or "what the file holds"
+        raise InputError(f"the {backend.name} backend computes in {able}, not in {precision}")
+    for name, given in (("streams", streams != 1), ("compiled", compiled)):
+        if given and name not in backend.run_options:
+            raise InputError(f"the {backend.name} backend has no option {name}: leave it out")
+    return RunSpec(device, threads or usable_cpus(), precision, streams, compiled)
+
+
+def surveyed(artifact: Artifact) -> Artifact:
+    """Give a foreign file the facts that opening it shows: batch, outputs and precision.
+
+    Raises:
+        DependencyError: its runtime is not there.
+        ArtifactError: the runtime refuses it.
+    """
+    with open_runner(artifact) as runner:
+        size = artifact.facts.size
+        x = np.zeros((runner.fewest, 3, size, size), np.float32)
+        outputs = len(runner.maps(x))
+        half = any(layer.precision == "fp16" for layer in runner.executed().layers)
+        facts = artifact.facts.model_copy(
+            update={
+                "batch": runner.batch,
+                "outputs": outputs,
+                "precision": Precision.FP16 if half else Precision.FP32,
+            }
+        )
+    return dataclasses.replace(artifact, facts=facts)
 
 
 def _same_model(found: Artifact, model: str | None) -> Artifact:
@@ -150,7 +260,3 @@ def _by_suffix(path: Path) -> Backend:
     if missing:
         raise missing
     raise InputError(f"no installed backend opens files ending in {path.suffix or 'nothing'!r}")
-
-
-def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}

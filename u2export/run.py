@@ -16,7 +16,7 @@ from u2export import pipeline, registry
 from u2export.artifact import Artifact
 from u2export.backend import Runner
 from u2export.errors import InputError, U2ExportError
-from u2export.spec import Device, Resize
+from u2export.spec import MAX_PIXELS, Device, Precision, Resize
 
 # What is taken from a folder; a file named by itself may end in anything.
 SUFFIXES = frozenset(
@@ -36,20 +36,26 @@ class Segmenter:
     def __init__(
         self,
         artifact: Artifact,
-        device: Device = Device.CPU,
+        device: Device | None = None,
         threads: int | None = None,
         resample: Resize | None = None,
+        *,
+        precision: Precision | None = None,
+        compiled: bool = False,
     ) -> None:
         """Load the artifact into its runtime; `resample` overrides the recorded resize.
 
         Raises:
             DependencyError: the runtime or the device is not there.
             ArtifactError: the runtime refuses the file.
+            ParityError: the runtime does something else than it was asked.
         """
         self.artifact = artifact
         spec = artifact.facts.picture
         self.spec = dataclasses.replace(spec, resize=resample) if resample else spec
-        self._runner: Runner = registry.open_runner(artifact, device, threads)
+        self._runner: Runner = registry.open_runner(
+            artifact, device, threads, precision=precision, compiled=compiled
+        )
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         """Find the subject of a picture.
@@ -65,8 +71,8 @@ class Segmenter:
     def mask(self, picture: Image.Image) -> Image.Image:
         """Find the subject of a picture that `upright` or `open_picture` gave."""
         x = pipeline.preprocess(picture, self.spec)
-        if self._runner.batch not in (None, 1):
-            x = np.repeat(x, self._runner.batch, axis=0)
+        if self._runner.fewest > 1:
+            x = np.repeat(x, self._runner.fewest, axis=0)
         saliency = self._runner(x)[0, 0]
         return pipeline.postprocess(saliency, picture.size, self.spec)
 
@@ -92,8 +98,10 @@ def load(
     path: str | os.PathLike[str],
     *,
     model: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
+    compiled: bool = False,
     resample: str | None = None,
 ) -> Segmenter:
     """Open an artifact for pictures.
@@ -101,8 +109,10 @@ def load(
     Args:
         path: the model file.
         model: for a file u2export did not make: the model it was made from, such as `u2net`.
-        device: where to compute; exactly there, or an error.
+        device: where to compute; exactly there, or an error. By default the backend's first.
         threads: for computation; by default all this process may use.
+        precision: of the arithmetic, such as `bf16`; by default what the artifact says.
+        compiled: let PyTorch compile the network.
         resample: how pictures become square, instead of what the artifact records.
 
     Returns:
@@ -112,10 +122,16 @@ def load(
         InputError: there is no such file, model, device or resample.
         ArtifactError: the file was changed since it was exported.
         DependencyError: its runtime or the device is not there.
+        ParityError: the runtime does something else than it was asked.
     """
-    chosen = Resize.named(resample) if resample else None
-    place = Device.named(device)
-    return Segmenter(registry.open_artifact(Path(path), model), place, threads, chosen)
+    return Segmenter(
+        registry.open_artifact(Path(path), model),
+        Device.named(device) if device else None,
+        threads,
+        Resize.named(resample) if resample else None,
+        precision=Precision.named(precision) if precision else None,
+        compiled=compiled,
+    )
 
 
 def pictures_in(paths: Sequence[Path]) -> list[Path]:
@@ -185,7 +201,7 @@ def process(
     targets: Iterable[tuple[Path, Path]],
     *,
     cutout: bool = False,
-    max_pixels: int = pipeline.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Done]:
     """Write a mask or cut-out for each picture; a picture that cannot be read stops nothing.
 

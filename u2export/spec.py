@@ -35,13 +35,18 @@ class Precision(_Name):
 
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
 
 
 class Device(_Name):
-    """Where a runner computes: exactly there, or it refuses."""
+    """Where a runner computes: exactly there, or it refuses.
+
+    `cuda` is an NVIDIA GPU; `gpu` is what OpenVINO calls so, an Intel GPU.
+    """
 
     CPU = "cpu"
     CUDA = "cuda"
+    GPU = "gpu"
 
 
 class Architecture(_Name):
@@ -77,6 +82,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 32, 2048, 32
 MAX_BATCH = 1024
+MAX_PIXELS = 100_000_000  # of a picture, unless allowed otherwise
 RANDOM = "random:"  # what --weights takes instead of a file, followed by a seed
 # 18 is what torch's exporter writes by itself; onnxruntime, OpenVINO and TensorRT 10/11 take it.
 DEFAULT_OPSET = 18
@@ -224,7 +230,11 @@ class ExportSpec:
         batch: pictures per call, 1 to 1024, or None for a batch that is free at run time.
         all_outputs: the artifact gives d0..d6, d0 first, instead of d0 alone.
         opset: ONNX operator set, or None for the default.
+        profile: smallest, typical and largest batch, for a runtime that wants them; the batch is
+            free between the first and the last.
+        settings: what only one backend knows, as (name, value), such as ("flavour", "rtx").
         variant: appended to the model's name in the file name, such as `random0`.
+        name: of the file, without suffix, instead of one made from all this.
     """
 
     model: ModelSpec
@@ -233,7 +243,10 @@ class ExportSpec:
     batch: int | None = 1
     all_outputs: bool = False
     opset: int | None = None
+    profile: tuple[int, int, int] | None = None
+    settings: tuple[tuple[str, str], ...] = ()
     variant: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no exporter could build."""
@@ -246,31 +259,82 @@ class ExportSpec:
             raise InputError(f"batch must be 1 to {MAX_BATCH} or 'dynamic', got {self.batch}")
         if self.opset is not None and self.opset not in OPSETS:
             raise InputError(f"opset must be {min(OPSETS)} to {max(OPSETS)}, got {self.opset}")
+        if self.profile is not None:
+            _check_profile(self.profile, self.batch)
+
+    def setting(self, name: str) -> str | None:
+        """The value of a setting, or None where it was not given."""
+        return dict(self.settings).get(name)
 
     @property
     def stem(self) -> str:
         """File name without suffix: model and precision, then whatever is not the default."""
+        if self.name:
+            return self.name
         parts = [self.model.name, self.variant, str(self.precision)]
         if self.size != self.model.picture.size:
             parts.append(str(self.size))
-        if self.batch != 1:
+        if self.profile is not None:
+            parts.append("b" + "-".join(map(str, self.profile)))
+        elif self.batch != 1:
             parts.append(f"b{self.batch or 'N'}")
         if self.all_outputs:
             parts.append("all")
         if self.opset is not None and self.opset != DEFAULT_OPSET:
             parts.append(f"opset{self.opset}")
+        parts.extend(value.lower().replace(",", "-") for _, value in self.settings)
         return "-".join(part for part in parts if part)
 
 
-def parse_batch(text: str) -> int | None:
-    """Read `--batch`: a whole number, or `dynamic` (None).
+def _check_profile(profile: tuple[int, int, int], batch: int | None) -> None:
+    low, typical, high = profile
+    if batch is not None or not 1 <= low <= typical <= high <= MAX_BATCH:
+        raise InputError(
+            f"batch MIN:OPT:MAX must grow from 1 to {MAX_BATCH} at most, got {low}:{typical}:{high}"
+        )
+
+
+Profile = tuple[int, int, int]
+
+
+def parse_batch(text: str) -> tuple[int | None, Profile | None]:
+    """Read `--batch`: a whole number, `dynamic`, or `MIN:OPT:MAX`.
+
+    Returns:
+        The batch, None where it is free; and the profile, None where there is none.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is none of these.
     """
     if text == "dynamic":
-        return None
+        return None, None
+    numbers = text.split(":")
     try:
-        return int(text)
+        if len(numbers) == 3:
+            low, typical, high = map(int, numbers)
+            return None, (low, typical, high)
+        return int(text), None
     except ValueError:
-        raise InputError(f"batch must be 1 to {MAX_BATCH} or 'dynamic', got {text!r}") from None
+        raise InputError(
+            f"batch must be 1 to {MAX_BATCH}, 'dynamic' or MIN:OPT:MAX, got {text!r}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """How an artifact is to be run.
+
+    Attributes:
+        device: where, exactly.
+        threads: for computation on the CPU.
+        precision: what the arithmetic must be, or None for what the artifact says. Half precision
+            that is only stored may then be computed in float32 on a CPU.
+        streams: how many pictures or batches `Runner.stream` keeps under way at once.
+        compiled: let PyTorch compile the network.
+    """
+
+    device: Device
+    threads: int
+    precision: Precision | None = None
+    streams: int = 1
+    compiled: bool = False

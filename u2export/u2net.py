@@ -9,7 +9,9 @@ Source:
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -192,3 +194,33 @@ def fold_batch_norm(network: U2Net) -> U2Net:
             conv.bias.copy_(bias.float())
             block.bn_s1 = nn.Identity()
     return folded
+
+
+@contextmanager
+def located(network: nn.Module) -> Iterator[list[str]]:
+    """Give a list whose last entry is the name of the module that is being computed."""
+    place = ["the network's end"]
+    handles = []
+    for name, module in network.named_modules():
+        if name:
+            handles.append(module.register_forward_pre_hook(_enter(place, name)))
+            handles.append(module.register_forward_hook(_leave(place)))
+    try:
+        yield place
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _enter(place: list[str], name: str) -> Any:
+    def hook(module: nn.Module, args: Any) -> None:
+        place.append(name)
+
+    return hook
+
+
+def _leave(place: list[str]) -> Any:
+    def hook(module: nn.Module, args: Any, result: Any) -> None:
+        place.pop()
+
+    return hook

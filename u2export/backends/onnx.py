@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import math
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from u2export.artifact import DIGEST_KEY, FACTS_KEY, NO_DIGEST, Artifact, Facts, embed_digest
+from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
 from u2export.backend import Array, Backend, Runner, facts_for
 from u2export.errors import ArtifactError, DependencyError
+from u2export.executed import UNKNOWN, Executed, Layer
+from u2export.machine import cuda
 from u2export.progress import say
-from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision
+from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision, RunSpec
 
-PROVIDERS = {Device.CPU: "CPUExecutionProvider"}
+PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
+DEVICES = {provider: str(device) for device, provider in PROVIDERS.items()}
+# float32 on CUDA means float32: by default convolutions would run in TF32.
+PROVIDER_OPTIONS = {Device.CUDA: {"use_tf32": "0"}}
+NAMES = {
+    "float": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "int8": "int8",
+    "uint8": "int8",
+}
+# Kernels that move, convert or reorder values and compute nothing.
+MOVES = frozenset(
+    {"Cast", "Concat", "Identity", "MemcpyFromHost", "MemcpyToHost", "ReorderInput"}
+    | {"ReorderOutput", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Gather"}
+)
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
@@ -51,40 +72,25 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
 
 
 def _embed(model, facts: Facts) -> None:  # type: ignore[no-untyped-def]
-    readable = {
-        "model": facts.model,
-        "weights_sha256": facts.weights.sha256,
-        "size": str(facts.size),
-        "mean": " ".join(map(str, facts.mean)),
-        "std": " ".join(map(str, facts.std)),
-        "channels": facts.channels,
-        "resize": str(facts.resize),
-        "scaling": facts.scaling,
-        "output_rule": ("inverted, " if facts.inverted else "") + facts.output_rule,
-        "precision": str(facts.precision),
-        "licence": facts.licence,
-    }
-    for key, value in readable.items():
+    for key, value in facts.readable().items():
         model.metadata_props.add(key=f"{FACTS_KEY}.{key}", value=value)
     model.metadata_props.add(key=FACTS_KEY, value=facts.model_dump_json())
-    model.metadata_props.add(key=DIGEST_KEY, value=NO_DIGEST)
+    model.metadata_props.add(key=DIGEST_KEY, value=no_digest())
 
 
 class OnnxRunner(Runner):
     """A model in an onnxruntime session, on exactly one execution provider."""
 
-    def __init__(self, artifact: Artifact, device: Device, threads: int) -> None:
+    def __init__(self, artifact: Artifact, asked: RunSpec) -> None:
         """Load the file.
 
         Raises:
             ArtifactError: onnxruntime refuses the file, or it is no U²-Net of the facts' size.
-            DependencyError: this onnxruntime has no provider for the device.
+            DependencyError: onnxruntime fell back to another provider than the device's.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        self._session = _session(artifact.path, options, PROVIDERS[device])
+        self._asked, self._stored = asked, artifact.facts.precision
+        self._path = artifact.path
+        self._session = _session(artifact.path, _options(asked.threads), asked.device)
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         size = artifact.facts.size
@@ -105,31 +111,104 @@ class OnnxRunner(Runner):
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
         return tuple(np.asarray(y, np.float32) for y in self._session.run(None, {self._input: x}))
 
+    def _executed(self) -> Executed:
+        """Load the file once more with onnxruntime's profiler, run it once, and read its notes.
+
+        The profiler names every kernel that ran, after all optimisation, with the types it was
+        given and the provider that ran it.
+        """
+        x = np.zeros((self.fewest, 3, self.size, self.size), np.float32)
+        with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+            options = _options(self._asked.threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "kernels")
+            session = _session(self._path, options, self._asked.device)
+            session.run(None, {self._input: x})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        kernels = [e for e in events if e.get("cat") == "Node" and "op_name" in e["args"]]
+        return Executed(
+            runtime=f"onnxruntime {ort.__version__}",
+            device=self._asked.device,
+            stored=self._stored,
+            layers=tuple(_layer(e["name"], e["args"]) for e in kernels if _ran(e["name"])),
+        )
+
     def _release(self) -> None:
         del self._session
 
 
-def _session(path: Path, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
-    if provider not in ort.get_available_providers():
-        raise DependencyError(f"this onnxruntime has no {provider}")
+def _ran(name: str) -> bool:
+    return name.endswith("_kernel_time")
+
+
+def _layer(name: str, notes: dict[str, Any]) -> Layer:
+    kind, provider = notes["op_name"], notes["provider"]
+    inputs = [next(iter(one.items())) for one in notes["input_type_shape"] if one]
+    outputs = [next(iter(one.items())) for one in notes["output_type_shape"] if one]
+    precisions = [NAMES[kind] for kind, _ in inputs if kind in NAMES]
+    macs = 0
+    if "Conv" in kind and len(inputs) > 1 and outputs:
+        macs = math.prod(inputs[1][1][1:]) * math.prod(outputs[0][1])
+    return Layer(
+        name=name.removesuffix("_kernel_time"),
+        kind=kind,
+        device=DEVICES.get(provider, provider),
+        precision=precisions[0] if precisions else UNKNOWN,
+        moves=kind in MOVES or (provider in DEVICES and not precisions),
+        macs=macs,
+    )
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    return options
+
+
+def _session(path: Path, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
+    provider = PROVIDERS[device]
+    settings = PROVIDER_OPTIONS.get(device, {})
     try:
-        return ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"onnxruntime {ort.__version__} refuses {path}: {reason}") from error
+    if session.get_providers()[0] != provider:
+        raise DependencyError(
+            f"onnxruntime could not start {provider} and fell back to "
+            f"{session.get_providers()[0]}: its CUDA or cuDNN libraries are missing or of "
+            "another version"
+        )
+    return session
 
 
-def open_runner(artifact: Artifact, device: Device, threads: int) -> Runner:
+def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
     """Open an ONNX file on a device."""
-    return OnnxRunner(artifact, device, threads)
+    return OnnxRunner(artifact, asked)
+
+
+def missing_device(device: Device) -> str:
+    """Say why this onnxruntime cannot run on a device here."""
+    if PROVIDERS[device] not in ort.get_available_providers():
+        return (
+            f"onnxruntime {ort.__version__} as installed has no {PROVIDERS[device]}: "
+            "pip uninstall onnxruntime && pip install 'u2export[onnxruntime-gpu]'"
+        )
+    return cuda().reason if device is Device.CUDA else ""
+
+
+def accepts(model: bytes) -> object:
+    """Load an ONNX model that is in memory."""
+    return ort.InferenceSession(model, _options(1), providers=[PROVIDERS[Device.CPU]])
 
 
 def read_facts(path: Path) -> str | None:
     """Read the facts embedded in an ONNX file, or None in a foreign one."""
-    options = ort.SessionOptions()
+    options = _options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _ERRORS_ONLY
-    metadata = _session(path, options, PROVIDERS[Device.CPU]).get_modelmeta()
+    metadata = _session(path, options, Device.CPU).get_modelmeta()
     text: str | None = metadata.custom_metadata_map.get(FACTS_KEY)
     return text
 
@@ -143,9 +222,13 @@ BACKEND = Backend(
     run_extra="onnxruntime",
     export_extra="export",
     precisions=(Precision.FP32, Precision.FP16),
-    devices=(Device.CPU,),
-    options=("batch", "size", "all_outputs", "opset"),
+    devices=(Device.CPU, Device.CUDA),
     export=export,
     open=open_runner,
     read_facts=read_facts,
+    run_precisions=(Precision.FP32, Precision.FP16),
+    options=("batch", "size", "all_outputs", "opset"),
+    proof_at_open=(Device.CUDA,),
+    missing_device=missing_device,
+    accepts=accepts,
 )

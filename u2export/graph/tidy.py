@@ -11,9 +11,8 @@ import onnxsim
 from onnx import numpy_helper
 
 from u2export.errors import ExportError
+from u2export.onnxfile import IR_VERSIONS
 
-# The IR version that came with each opset: a reader of that opset's year accepts the file.
-IR_VERSIONS = {16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 CHECKS = 2  # random inputs on which onnxsim compares before and after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,36 +18,43 @@ from u2export.parity.emulate import half_precision
 from u2export.parity.metrics import compare
 from u2export.pipeline import preprocess
 from u2export.spec import Precision
-from u2export.u2net import U2Net
 
 # Seeds of drawn pictures that no weights were trained on, and of inputs that are plain noise.
 PICTURES = (1_000_001, 1_000_002, 1_000_003)
 NOISE = (1, 2)
 
 
-def confirm(artifact: Artifact, parent: Artifact) -> dict[str, Any]:
+def confirm(
+    artifact: Artifact, source: Artifact, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Run a new artifact and its reference on drawn pictures and noise, and compare.
 
     Args:
         artifact: the one just written.
-        parent: the weights it was made from.
+        source: the weights it was made from, which PyTorch runs, or the file it was converted from.
+        known: figures of the parent, made from the same weights in the same precision; what they
+            say of emulated arithmetic holds for this artifact too.
 
     Returns:
         The figures, by how they were obtained: `executed` here, and for half precision
-        `emulated` as well.
+        `emulated_fp16` as well; and `ran`, what really ran.
 
     Raises:
         ExportError: a figure is over the budget of the precision.
+        ParityError: the runtime did something else than it was asked.
     """
-    network = checkpoint.network(parent, lambda note: None, all_outputs=True)
     inputs = _inputs(artifact)
-    references = [_reference(network, x) for x in inputs]
+    references = _references(source, inputs)
     with registry.open_runner(artifact) as runner:
         executed = _executed(runner, inputs, references, artifact.facts.outputs)
-    checks: dict[str, Any] = {"executed": _accept(executed, artifact, "as executed here")}
-    if artifact.facts.precision is Precision.FP16:
-        emulated = _emulated(network, inputs[: len(PICTURES)], references)
-        checks["emulated_fp16"] = _accept(emulated, artifact, "with half-precision arithmetic")
+        ran = runner.executed().summary()
+    checks: dict[str, Any] = {
+        "ran": ran,
+        "executed": _accept(executed, artifact, "as executed here"),
+    }
+    if artifact.facts.precision is Precision.FP16 and source.backend == "torch":
+        emulated = (known or {}).get("emulated_fp16")
+        checks["emulated_fp16"] = emulated or _emulated(artifact, source, inputs, references)
     return checks
 
 
@@ -58,16 +66,23 @@ def _inputs(artifact: Artifact) -> list[Array]:
     return drawn + noise
 
 
-def _reference(network: U2Net, x: Array) -> list[Array]:
-    with torch.inference_mode():
-        return [np.array(d.numpy()) for d in network(torch.tensor(x))]
+def _references(source: Artifact, inputs: list[Array]) -> list[list[Array]]:
+    """What the source gives to each input, every output."""
+    if source.backend == "torch":
+        network = checkpoint.network(source, lambda note: None, all_outputs=True)
+        with torch.inference_mode():
+            return [[np.array(d.numpy()) for d in network(torch.tensor(x))] for x in inputs]
+    with registry.open_runner(source) as runner:
+        filled = [np.repeat(x, runner.fewest, axis=0) for x in inputs]
+        return [[y[:1] for y in runner.maps(x)] for x in filled]
 
 
 def _executed(
     runner: Runner, inputs: list[Array], references: list[list[Array]], outputs: int
 ) -> Judgement:
-    """Compare every output of every input, alone and, where the batch is not 1, in a batch."""
-    sizes = {1, 2} if runner.batch is None else {runner.batch}
+    """Compare every output of every input, in the smallest batch and in one that is larger."""
+    larger = runner.fewest + 1
+    sizes = {runner.fewest, min(larger, runner.most or larger)}
     differences, contrasts = [], []
     for size in sizes:
         for start in range(len(inputs)):
@@ -76,17 +91,22 @@ def _executed(
             if len(maps) != outputs:
                 raise ExportError(f"the artifact gives {len(maps)} outputs instead of {outputs}")
             for output, found in enumerate(maps):
-                expected = references[start][output][0, 0]
-                differences.append(compare(expected, found[0, 0]))
-                contrasts.append(float(np.ptp(expected)))
+                for place, i in enumerate(chosen):
+                    expected = references[i][output][0, 0]
+                    differences.append(compare(expected, found[place, 0]))
+                    contrasts.append(float(np.ptp(expected)))
     return judge(differences, contrasts)
 
 
-def _emulated(network: U2Net, inputs: list[Array], references: list[list[Array]]) -> Judgement:
-    maps = [half_precision(network, x)[0, 0] for x in inputs]
-    expected = [reference[0][0, 0] for reference in references[: len(inputs)]]
+def _emulated(
+    artifact: Artifact, source: Artifact, inputs: list[Array], references: list[list[Array]]
+) -> dict[str, Any]:
+    network = checkpoint.network(source, lambda note: None)
+    maps = [half_precision(network, x)[0, 0] for x in inputs[: len(PICTURES)]]
+    expected = [reference[0][0, 0] for reference in references[: len(PICTURES)]]
     differences = [compare(a, b) for a, b in zip(expected, maps, strict=True)]
-    return judge(differences, [float(np.ptp(a)) for a in expected])
+    judgement = judge(differences, [float(np.ptp(a)) for a in expected])
+    return _accept(judgement, artifact, "with half-precision arithmetic")
 
 
 def _accept(judgement: Judgement, artifact: Artifact, how: str) -> dict[str, Any]:

@@ -8,18 +8,16 @@ reference network takes values rounded to half, accumulates in float32, and has 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from u2export.backend import Array
 from u2export.errors import ExportError
-from u2export.u2net import U2Net, fold_batch_norm
+from u2export.u2net import U2Net, fold_batch_norm, located
 
 
 def half_precision(network: U2Net, x: Array) -> Array:
@@ -40,7 +38,7 @@ def half_precision(network: U2Net, x: Array) -> Array:
     with torch.no_grad():
         for name, parameter in rounded.named_parameters():
             parameter.copy_(_round(parameter, name))
-    with torch.inference_mode(), _located(rounded) as place, _Rounding(place):
+    with torch.inference_mode(), located(rounded) as place, _Rounding(place):
         y: Array = rounded(_round(torch.tensor(x), "the input")).numpy()
     return np.array(y)
 
@@ -74,33 +72,3 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         if isinstance(result, Tensor) and result.dtype == torch.float32:
             return _round(result, self._place[-1])
         return result
-
-
-@contextmanager
-def _located(network: nn.Module) -> Iterator[list[str]]:
-    """Keep the name of the module that is being computed at the end of a list."""
-    place = ["the network's end"]
-    handles = []
-    for name, module in network.named_modules():
-        if name:
-            handles.append(module.register_forward_pre_hook(_enter(place, name)))
-            handles.append(module.register_forward_hook(_leave(place)))
-    try:
-        yield place
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _enter(place: list[str], name: str) -> Any:
-    def hook(module: nn.Module, args: Any) -> None:
-        place.append(name)
-
-    return hook
-
-
-def _leave(place: list[str]) -> Any:
-    def hook(module: nn.Module, args: Any, result: Any) -> None:
-        place.pop()
-
-    return hook

@@ -1,0 +1,177 @@
+"""What only some backends do: precisions, devices and options of PyTorch and onnxruntime."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from u2export import inspection, machine, registry
+from u2export.backends import onnx as onnx_backend
+from u2export.backends import torch as torch_backend
+from u2export.drawn import draw
+from u2export.errors import DependencyError, InputError, ParityError
+from u2export.pipeline import preprocess
+from u2export.spec import Device, PictureSpec, Precision
+
+GPU = machine.Gpu("Acted GPU", (8, 6))
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return preprocess(draw(1_000_004).picture, PictureSpec())
+
+
+@pytest.fixture
+def reference(exported: Path):
+    return registry.open_artifact(exported / "u2netp-demo-fp32.safetensors")
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
+def test_pytorch_computes_in_what_is_demanded(reference, picture, precision):
+    with (
+        registry.open_runner(reference, precision=precision) as low,
+        registry.open_runner(reference) as full,
+    ):
+        account = low.executed()
+        difference = np.abs(low(picture) - full(picture))
+    assert account.share_of_macs() == {f"{precision} on cpu": 1.0}
+    assert {layer.precision for layer in account.arithmetic} == {str(precision)}
+    # 2^-9 and 2^-12 are half a unit in the last place near 1; the maps differ by more than nothing
+    assert difference.max() > 1e-5
+    assert difference.mean() < 0.02
+
+
+def test_pytorch_names_its_modules(reference):
+    with registry.open_runner(reference) as runner:
+        names = [layer.name for layer in runner.executed().layers if layer.macs]
+    modules = [name.split("/")[0] for name in names]
+    assert modules[0] == "stage1.rebnconvin.conv_s1"
+    assert "stage2d.rebnconv1d.conv_s1" in modules
+
+
+def test_compiling_is_asked_of_pytorch_and_of_nobody_else(reference, exported: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: asked.append(mode) or network)
+    registry.open_runner(reference, compiled=True).close()
+    assert asked == ["default"]
+    with pytest.raises(InputError, match="the onnx backend has no option compiled"):
+        registry.open_runner(
+            registry.open_artifact(exported / "u2netp-demo-fp32.onnx"), compiled=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "precision", "sentence"),
+    [
+        (".onnx", Precision.BF16, "the onnx backend computes in fp32, fp16, not in bf16"),
+        (".engine", Precision.FP16, "computes in what the file holds, not in fp16"),
+    ],
+)
+def test_a_precision_that_a_runtime_never_has_is_refused(exported, suffix, precision, sentence):
+    artifact = registry.open_artifact(exported / f"u2netp-demo-fp32{suffix}")
+    with pytest.raises(InputError, match=sentence):
+        registry.open_runner(artifact, precision=precision)
+
+
+def test_half_precision_that_onnxruntime_computes_in_float32_is_told(exported: Path):
+    """Its CPU provider has no half-precision convolution: stored is not computed."""
+    artifact = registry.open_artifact(exported / "u2netp-demo-fp16.onnx")
+    with registry.open_runner(artifact) as runner:
+        account = runner.executed()
+    assert account.summary() == "stored fp16, computed fp32 on cpu"
+    with pytest.raises(ParityError, match=r"asked to compute in fp16 on cpu, but \d+ of \d+"):
+        registry.open_runner(artifact, precision=Precision.FP16)
+    assert inspection.inspect(artifact.path).complaint == ""
+
+
+def test_onnxruntimes_silent_fallback_to_the_cpu_is_refused(exported: Path, monkeypatch):
+    """As with a CUDA build whose libraries are missing: it says so in its log and goes on."""
+    providers = [*ort.get_available_providers(), "CUDAExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnx_backend, "cuda", lambda: machine.Cuda((GPU,), "12.8"))
+    artifact = registry.open_artifact(exported / "u2netp-demo-fp32.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DependencyError, match="fell back to CPUExecutionProvider"):
+            registry.open_runner(artifact, Device.CUDA)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's PyTorch has a GPU")
+def test_a_build_without_cuda_says_what_to_install(exported: Path):
+    if torch.version.cuda is None:
+        assert "was built without CUDA" in torch_backend.missing_device(Device.CUDA)
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        told = onnx_backend.missing_device(Device.CUDA)
+        assert "pip install 'u2export[onnxruntime-gpu]'" in told
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [None, Precision.FP16, Precision.BF16])
+def test_pytorch_on_cuda_computes_there_in_what_is_asked(reference, picture, precision):
+    with (
+        registry.open_runner(reference, Device.CUDA, precision=precision) as there,
+        registry.open_runner(reference) as here,
+    ):
+        assert there.executed().share_of_macs() == {f"{precision or 'fp32'} on cuda": 1.0}
+        assert np.abs(there(picture) - here(picture)).mean() < (0.02 if precision else 1e-5)
+
+
+@pytest.mark.gpu
+def test_onnxruntime_on_cuda_computes_there(exported: Path, picture):
+    artifact = registry.open_artifact(exported / "u2netp-demo-fp16.onnx")
+    if onnx_backend.missing_device(Device.CUDA):
+        pytest.skip(onnx_backend.missing_device(Device.CUDA))
+    with registry.open_runner(artifact, Device.CUDA) as runner:
+        assert runner.executed().share_of_macs() == {"fp16 on cuda": 1.0}
+
+
+# --- a file as it is, instead of weights --------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(exported: Path, tmp_path: Path) -> Path:
+    """An ONNX file that says nothing about itself."""
+    model = onnx.load(exported / "u2netp-demo-fp32.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "theirs.onnx")
+    return tmp_path / "theirs.onnx"
+
+
+def test_a_foreign_onnx_file_is_converted_as_it_is(command, foreign: Path, exported, tmp_path):
+    done = command("openvino", "--from", foreign, "--model", "u2netp")
+    assert (done.returncode, done.stdout) == (0, "exported/theirs.xml\n"), done.stderr
+    found = registry.open_artifact(tmp_path / "exported/theirs.xml")
+    assert found.facts.weights.origin == "custom"
+    assert found.checks["executed"]["raw_max"] < 1e-4
+    x = np.zeros((1, 3, 320, 320), np.float32)
+    ours = registry.open_artifact(exported / "u2netp-demo-fp32.onnx")
+    with registry.open_runner(found) as one, registry.open_runner(ours) as two:
+        np.testing.assert_allclose(one(x), two(x), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["openvino", "--from", "theirs.onnx"], "says nothing about its preprocessing"),
+        (["openvino", "--from", "none.onnx"], "there is no artifact at none.onnx"),
+        (
+            ["openvino", "--from", "theirs.onnx", "--model", "u2netp", "--fp16"],
+            "--from converts the file as it is: leave --fp16 out",
+        ),
+        (
+            ["tensorrt", "--from", "theirs.onnx", "--model", "u2netp", "--batch", "4"],
+            "--from converts the file as it is: leave --batch out",
+        ),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_status_2(command, foreign: Path, words, sentence):
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert not (foreign.parent / "exported").exists()

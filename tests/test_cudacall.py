@@ -1,0 +1,119 @@
+"""Calling work on a GPU, against an acted CUDA runtime that knows which memory still exists."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from fakes import FakeCuda
+
+from u2export.cudacall import CudaCall, CudaRuntime
+from u2export.errors import ExportError, InputError
+
+
+class Doubling:
+    """Gives twice the input, and its negative; refuses more than four rows."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda, self._count = cuda, 0
+        self._addresses: list[int] = []
+
+    def shapes(self, shape):
+        if shape[0] > 4:
+            raise InputError(f"{shape[0]} rows are too many")
+        self._count = int(np.prod(shape))
+        return [shape, shape]
+
+    def bind(self, addresses):
+        self._addresses = list(addresses)
+
+    def enqueue(self, stream):
+        source, *targets = self._addresses
+        count = self._count
+
+        def step() -> int:
+            if not all(self._cuda.live("device", a, 4 * count) for a in (source, *targets)):
+                return 1
+            x = np.ctypeslib.as_array((ctypes.c_float * count).from_address(source))
+            for address, factor in zip(targets, (2, -1), strict=True):
+                y = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
+                y[...] = factor * x
+            return 0
+
+        self._cuda.submit(stream, step)
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+def _call(cuda: FakeCuda, *, graphs: bool = True) -> CudaCall:
+    return CudaCall(CudaRuntime(cuda), Doubling(cuda), graphs=graphs)
+
+
+def _rows(count: int, start: float = 0) -> np.ndarray:
+    return np.arange(start, start + count * 3, dtype=np.float32).reshape(count, 3)
+
+
+def test_results_are_computed_and_owned(cuda: FakeCuda):
+    call = _call(cuda)
+    first, negative = call(_rows(2))
+    call(_rows(2, 100))
+    np.testing.assert_array_equal(first, [[0, 2, 4], [6, 8, 10]])
+    np.testing.assert_array_equal(negative, [[0, -1, -2], [-3, -4, -5]])
+    call.close()
+
+
+def test_the_second_call_of_a_shape_is_captured_and_later_ones_replay_it(cuda: FakeCuda):
+    call = _call(cuda)
+    for number in range(4):
+        np.testing.assert_array_equal(call(_rows(1, number))[0], 2 * _rows(1, number))
+    assert cuda.launches == 3
+    call.close()
+
+
+def test_without_graphs_nothing_is_captured(cuda: FakeCuda):
+    call = _call(cuda, graphs=False)
+    for _ in range(3):
+        call(_rows(1))
+    assert cuda.launches == 0
+    call.close()
+
+
+def test_a_graph_does_not_outlive_its_buffers(cuda: FakeCuda):
+    call = _call(cuda)
+    for count in (1, 1, 4, 4, 2, 2, 1, 1):
+        np.testing.assert_array_equal(call(_rows(count, count))[0], 2 * _rows(count, count))
+    call.close()
+
+
+def test_a_refused_shape_leaves_the_call_usable(cuda: FakeCuda):
+    call = _call(cuda)
+    call(_rows(2))
+    with pytest.raises(InputError, match="5 rows are too many"):
+        call(_rows(5))
+    np.testing.assert_array_equal(call(_rows(2, 7))[0], 2 * _rows(2, 7))
+    call.close()
+
+
+def test_full_memory_is_an_error_and_nothing_leaks(cuda: FakeCuda):
+    call = _call(cuda)
+    call(_rows(1))
+    cuda.fail.add("cudaMalloc")
+    with pytest.raises(ExportError, match=r"the GPU failed in cudaMalloc: 2 \(2\)"):
+        call(_rows(4))
+    cuda.fail.clear()
+    np.testing.assert_array_equal(call(_rows(4))[0], 2 * _rows(4))
+    call.close()
+    assert cuda.held == 0
+
+
+def test_closing_gives_everything_back(cuda: FakeCuda):
+    call = _call(cuda)
+    for count in (1, 1, 3, 3, 3):
+        call(_rows(count))
+    assert cuda.held > 0
+    call.close()
+    assert cuda.held == 0

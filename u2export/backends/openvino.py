@@ -1,0 +1,308 @@
+"""OpenVINO: converted from the ONNX artifact, run with the arithmetic pinned."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino.passes import ConstantFolding, Manager
+
+from u2export import artifact as artifacts
+from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
+from u2export.backend import Array, Backend, Runner, facts_for
+from u2export.errors import ArtifactError, DependencyError, ExportError
+from u2export.executed import UNKNOWN, Executed, Layer
+from u2export.machine import compiled_folder
+from u2export.progress import say
+from u2export.spec import Device, ExportSpec, Precision, RunSpec
+
+VERSION = ov.__version__.split("-")[0]
+DEVICES = {Device.CPU: "CPU", Device.GPU: "GPU"}
+HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
+NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+# Layer types that move, convert or reorder values and compute nothing.
+MOVES = frozenset(
+    {"Const", "Concatenation", "Convert", "Input", "MemoryInput", "MemoryOutput", "Output"}
+    | {"Reorder", "Reshape", "ShapeOf", "Split", "StridedSlice", "Transpose"}
+)
+_NOTES = ("layerType", "originalLayersNames", "runtimePrecision")  # read of each layer
+_BIN_KEY = "bin_sha256"
+# OpenVINO carries metadata of an ONNX file over, its digest too: this one is told from it.
+DIGEST_MARK = "u2export-openvino-sha256:"
+
+
+def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
+    """Convert an ONNX artifact to an `.xml` with its `.bin`.
+
+    Raises:
+        ExportError: OpenVINO cannot read the ONNX file or write its own.
+    """
+    try:
+        model = ov.Core().read_model(parent.path)
+        _fold_constants(model)
+        _name_nameless(model)
+        ov.save_model(model, out, compress_to_fp16=False)
+        weights = artifacts.sha256_of(out.with_suffix(".bin"))
+        facts = facts_for(parent, spec, {"openvino": VERSION}, {_BIN_KEY: weights})
+        for key, value in {**facts.readable(), FACTS_KEY: facts.model_dump_json()}.items():
+            model.set_rt_info(value, [FACTS_KEY, key])
+        model.set_rt_info(no_digest(DIGEST_MARK), [FACTS_KEY, DIGEST_KEY])
+        ov.save_model(model, out, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO {VERSION} cannot convert it: {_reason(error)}") from error
+    if artifacts.sha256_of(out.with_suffix(".bin")) != weights:
+        raise ExportError("OpenVINO wrote other weights the second time")
+    embed_digest(out, DIGEST_MARK)
+    return facts
+
+
+def _fold_constants(model: ov.Model) -> None:
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(model)
+
+
+def _name_nameless(model: ov.Model) -> None:
+    """Number by place what OpenVINO numbered by a count that goes on from run to run."""
+    for place, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if kind == "Constant" or re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind.lower()}_{place}")
+
+
+class OpenvinoRunner(Runner):
+    """A compiled model whose arithmetic, threads and streams are what was asked."""
+
+    def __init__(self, artifact: Artifact, asked: RunSpec) -> None:
+        """Compile the model, or take it from the cache of compiled models.
+
+        Raises:
+            ArtifactError: OpenVINO refuses the file, or it is no U²-Net of the facts' size.
+            DependencyError: the device cannot compute as asked.
+        """
+        facts = artifact.facts
+        self._asked, self._stored = asked, facts.precision
+        self._compiled = _compile(artifact, asked)
+        inputs = self._compiled.inputs
+        shape = inputs[0].partial_shape if len(inputs) == 1 else None
+        expected = ov.PartialShape([-1, 3, facts.size, facts.size])
+        if shape is None or not expected.compatible(shape):
+            raise ArtifactError(
+                f"{artifact.path} takes {[str(i.partial_shape) for i in inputs]}, not "
+                f"pictures of 3x{facts.size}x{facts.size}: it is not a {facts.model}"
+            )
+        super().__init__(facts.size, None if shape[0].is_dynamic else shape[0].get_length())
+        self._request = self._compiled.create_infer_request()
+        self._free = [self._request]
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the compiled model was taken from the cache."""
+        return bool(self._compiled.get_property("LOADED_FROM_CACHE"))
+
+    def _infer(self, x: Array) -> Array:
+        self._request.infer([_view(x)], share_inputs=True)
+        return _owned(self._request, 0)
+
+    def _infer_all(self, x: Array) -> tuple[Array, ...]:
+        self._request.infer([_view(x)], share_inputs=True)
+        return tuple(_owned(self._request, i) for i in range(len(self._compiled.outputs)))
+
+    def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
+        """Compute many inputs, as many at once as the runner was opened for."""
+        while len(self._free) < self._asked.streams:
+            self._free.append(self._compiled.create_infer_request())
+        free = list(self._free)
+        pending: deque[tuple[ov.InferRequest, Array]] = deque()
+        try:
+            for x in inputs:
+                self._check(x)
+                if not free:
+                    free.append(pending[0][0])
+                    yield self._finished(pending)
+                own = np.array(x, order="C")  # the caller may fill x again at once
+                request = free.pop()
+                request.start_async([_view(own)], share_inputs=True)
+                pending.append((request, own))
+            while pending:
+                yield self._finished(pending)
+        finally:
+            for request, _ in pending:  # the inputs must outlive what computes with them
+                request.wait()
+
+    def _finished(self, pending: deque[tuple[ov.InferRequest, Array]]) -> Array:
+        request, x = pending[0]
+        request.wait()
+        pending.popleft()
+        return self._own(_owned(request, 0), len(x))
+
+    def _executed(self) -> Executed:
+        """Read OpenVINO's own model of what it compiled."""
+        operations = self._compiled.get_runtime_model().get_ordered_ops()
+        return Executed(
+            runtime=f"openvino {VERSION}",
+            device=self._asked.device,
+            stored=self._stored,
+            layers=tuple(_layer(node, self._asked.device) for node in operations),
+        )
+
+    def _release(self) -> None:
+        self._free.clear()
+        del self._request, self._compiled
+
+
+def _view(x: Array) -> ov.Tensor:
+    """The input where it lies; a copy of one that may not be written, which OpenVINO refuses."""
+    return ov.Tensor(x, shared_memory=x.flags.writeable)
+
+
+def _owned(request: ov.InferRequest, index: int) -> Array:
+    return np.array(request.get_output_tensor(index).data, np.float32)
+
+
+def _layer(node: Any, device: Device) -> Layer:
+    info = node.get_rt_info()
+    notes = {key: str(info[key].value) for key in _NOTES if key in info}
+    kind = notes.get("layerType", node.get_type_name())
+    macs = 0
+    if "Convolution" in kind and len(node.inputs()) > 1:
+        kernel = list(node.input(1).get_shape())
+        macs = math.prod(kernel[1:]) * math.prod(node.get_output_partial_shape(0).get_min_shape())
+    # Several layers of the file may have become one; the last gives the module's result.
+    name = notes.get("originalLayersNames", "").split(",")[-1] or node.get_friendly_name()
+    return Layer(
+        name=name,
+        kind=kind,
+        device=str(device),
+        precision=NAMES.get(notes.get("runtimePrecision", ""), UNKNOWN),
+        moves=kind in MOVES,
+        macs=macs,
+    )
+
+
+def _read(path: Path) -> ov.Model:
+    _require_weights(path)
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ArtifactError(f"OpenVINO {VERSION} refuses {path}: {_reason(error)}") from error
+
+
+def _require_weights(path: Path) -> None:
+    if not path.with_suffix(".bin").is_file():
+        raise ArtifactError(f"{path} is incomplete: {path.stem}.bin is missing beside it")
+
+
+def _compile(artifact: Artifact, asked: RunSpec) -> ov.CompiledModel:
+    _require_weights(artifact.path)
+    settings: dict[str, Any] = {
+        # Without this a CPU that has bfloat16 computes in it, whatever the file holds.
+        "INFERENCE_PRECISION_HINT": _hint(asked, artifact.facts.precision),
+        "PERFORMANCE_HINT": "LATENCY" if asked.streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": asked.streams,
+    }
+    if asked.device is Device.CPU:
+        settings["INFERENCE_NUM_THREADS"] = asked.threads
+    folder = _cache(artifact)
+    if folder:
+        settings |= {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SPEED"}
+    try:
+        # from the file: a compiled model that is in the cache then needs no reading of it
+        return ov.Core().compile_model(artifact.path, DEVICES[asked.device], settings)
+    except RuntimeError as error:
+        _read(artifact.path)  # raises if it is the file that is at fault
+        raise DependencyError(
+            f"OpenVINO {VERSION} cannot compile {artifact.path} for {asked.device}: "
+            f"{_reason(error)}"
+        ) from error
+
+
+def _hint(asked: RunSpec, stored: Precision) -> str:
+    if asked.precision is None and asked.device is Device.CPU:
+        return HINTS[Precision.FP32]  # the CPU plugin has no half-precision arithmetic
+    return HINTS[asked.precision or stored]
+
+
+def _cache(artifact: Artifact) -> Path | None:
+    """The folder for this very file as this very OpenVINO compiles it."""
+    digest = artifacts.sha256_of(artifact.path)[:16]
+    weights = artifact.files.get(artifact.path.with_suffix(".bin").name)
+    weights = weights or artifacts.sha256_of(artifact.path.with_suffix(".bin"))
+    folder = compiled_folder() / f"openvino-{VERSION}-{digest}-{weights[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"compiled models cannot be kept in {folder.parent}: {error.strerror}")
+        return None
+    return folder
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line OpenVINO wrote: those before it are places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "it gives no reason"
+
+
+def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
+    """Open an OpenVINO model on a device."""
+    return OpenvinoRunner(artifact, asked)
+
+
+def missing_device(device: Device) -> str:
+    """Say why OpenVINO cannot run on a device here."""
+    found = ov.Core().available_devices
+    if any(name.split(".")[0] == DEVICES[device] for name in found):
+        return ""
+    return f"OpenVINO {VERSION} finds {', '.join(found) or 'no device'} and no {DEVICES[device]}"
+
+
+def read_facts(path: Path) -> str | None:
+    """Read the facts in a model's rt_info, or None in a foreign one.
+
+    Raises:
+        ArtifactError: the `.bin` is missing or is not the one the `.xml` was written with.
+    """
+    model = _read(path)
+    if not model.has_rt_info([FACTS_KEY, FACTS_KEY]):
+        return None
+    text = str(model.get_rt_info([FACTS_KEY, FACTS_KEY]).astype(str))
+    weights = path.with_suffix(".bin")
+    expected = artifacts.parse_facts(text, path).build.get(_BIN_KEY)
+    if artifacts.sha256_of(weights) != expected:
+        raise ArtifactError(f"{weights} does not belong to {path.name}: export it again")
+    return text
+
+
+def accepts(model: bytes) -> object:
+    """Load an ONNX model that is in memory."""
+    return ov.Core().compile_model(ov.Core().read_model(model), "CPU")
+
+
+BACKEND = Backend(
+    name="openvino",
+    suffixes=(".xml",),
+    parent="onnx",
+    run_packages=("openvino",),
+    export_packages=("openvino",),
+    run_extra="openvino",
+    export_extra="export",
+    precisions=(Precision.FP32, Precision.FP16),
+    devices=(Device.CPU, Device.GPU),
+    export=export,
+    open=open_runner,
+    read_facts=read_facts,
+    run_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
+    options=("batch", "size", "all_outputs", "opset"),
+    run_options=("streams",),
+    companions=(".bin",),
+    proof_at_open=(Device.CPU, Device.GPU),
+    missing_device=missing_device,
+    accepts=accepts,
+    digest_mark=DIGEST_MARK,
+)

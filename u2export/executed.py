@@ -1,0 +1,149 @@
+"""What a runtime really did: device and arithmetic of every layer, as the runtime itself tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+
+from u2export.errors import ParityError
+from u2export.spec import Device, Precision, RunSpec
+
+UNKNOWN = "unknown"
+_SHOWN = 3  # layers named in an error
+
+
+class Layer(BaseModel):
+    """One layer as it was executed.
+
+    Attributes:
+        name: of the layer; after the PyTorch module where the runtime kept it.
+        kind: the runtime's word for what it does.
+        device: `cpu`, `cuda` or the runtime's own name for another one.
+        precision: of its arithmetic: a `Precision`, `tf32`, or `unknown` where the runtime does
+            not tell.
+        moves: it only moves, reorders or converts values.
+        macs: multiply-adds for one call.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: str
+    device: str
+    precision: str
+    moves: bool = False
+    macs: int = 0
+
+
+class Executed(BaseModel):
+    """The account of one call.
+
+    Attributes:
+        runtime: name and version.
+        device: where it was asked to run.
+        stored: the precision the file's values are stored in.
+        layers: in the order of execution.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    runtime: str
+    device: Device
+    stored: Precision
+    layers: tuple[Layer, ...]
+
+    @property
+    def arithmetic(self) -> tuple[Layer, ...]:
+        """The layers that compute."""
+        return tuple(layer for layer in self.layers if not layer.moves)
+
+    def share_of_layers(self) -> dict[str, float]:
+        """Share of the computing layers by 'precision on device', largest first."""
+        return _shares((_what(layer), 1) for layer in self.arithmetic)
+
+    def share_of_macs(self) -> dict[str, float]:
+        """Share of the multiply-adds by 'precision on device', largest first."""
+        return _shares((_what(layer), layer.macs) for layer in self.arithmetic)
+
+    def summary(self) -> str:
+        """One line, such as `stored fp16, computed fp32 on cpu`."""
+        shares = self.share_of_macs() or self.share_of_layers()
+        computed = ", ".join(
+            what if share > 0.9995 else f"{share:.1%} {what}" for what, share in shares.items()
+        )
+        return f"stored {self.stored}, computed {computed or 'nothing'}"
+
+
+def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
+    """List the computing layers that did something else than was asked.
+
+    Without a demanded precision the artifact's own is asked for; half precision that is only
+    stored may be computed in float32 on a CPU, as runtimes do there.
+    """
+    able = {str(asked.precision or executed.stored)}
+    only_stored = asked.precision is None and asked.device is Device.CPU
+    if only_stored and executed.stored is Precision.FP16:
+        able.add(str(Precision.FP32))
+    return [
+        layer
+        for layer in executed.arithmetic
+        if layer.precision not in able or layer.device != asked.device
+    ]
+
+
+def complaint(executed: Executed, asked: RunSpec, name: str) -> str:
+    """Say in a sentence what ran otherwise than asked; nothing where all did as asked.
+
+    A layer whose precision the runtime does not tell is no proof, and so is complained of too.
+
+    Args:
+        executed: the runtime's account.
+        asked: the request.
+        name: of the artifact, for the sentence.
+    """
+    wrong = unasked(executed, asked)
+    precision = asked.precision or executed.stored
+    request = f"{name} was asked to compute in {precision} on {asked.device}"
+    if not executed.arithmetic:
+        return f"{request}, but {executed.runtime} tells of no layer that computes"
+    if not wrong:
+        return ""
+    some = ", ".join(f"{layer.name} {_what(layer)}" for layer in wrong[:_SHOWN])
+    more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return (
+        f"{request}, but {len(wrong)} of {len(executed.arithmetic)} layers did something "
+        f"else in {executed.runtime}: {some}{more}"
+    )
+
+
+def check(executed: Executed, asked: RunSpec, name: str) -> None:
+    """Make sure that what ran is what was asked.
+
+    Args:
+        executed: the runtime's account.
+        asked: the request.
+        name: of the artifact, for the sentence.
+
+    Raises:
+        ParityError: a layer ran elsewhere or in another precision, the runtime does not tell, or
+            nothing computed at all.
+    """
+    found = complaint(executed, asked, name)
+    if found:
+        raise ParityError(found)
+
+
+def _what(layer: Layer) -> str:
+    return f"{layer.precision} on {layer.device}"
+
+
+def _shares(weighted: Iterable[tuple[str, int]]) -> dict[str, float]:
+    sums: dict[str, int] = {}
+    for what, weight in weighted:
+        sums[what] = sums.get(what, 0) + weight
+    total = sum(sums.values())
+    if not total:
+        return {}
+    ordered = sorted(sums.items(), key=lambda item: -item[1])
+    return {what: weight / total for what, weight in ordered if weight}
