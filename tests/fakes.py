@@ -224,6 +224,12 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.input_shape
 
+    def get_tensor_dtype(self, name: str) -> str:
+        return "FLOAT"
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        return [(count, *self.input_shape[1:]) for count in self.profile]
+
     def create_runtime_config(self) -> SimpleNamespace:
         config = SimpleNamespace(
             create_runtime_cache=FakeRuntimeCache,
@@ -246,18 +252,29 @@ def _told(path: Path) -> list[dict[str, Any]]:
     model = onnx.load(path)
     half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
     kind = "Half" if half else "Float"
+    ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     return [
         {
-            "Name": node.name,
-            "LayerType": "Reformat" if node.op_type == "Cast" else node.op_type,
-            "Inputs": [{"Name": node.input[0], "Format/Datatype": kind}],
-            "Outputs": [
-                {"Name": node.output[0], "Dimensions": [1, 1, 10, 10], "Format/Datatype": kind}
-            ],
-            **({"Weights": {"Type": kind, "Count": 9}} if node.op_type == "Conv" else {}),
+            "Name": f"__myl_{node.op_type}_myl0_{place}",
+            "LayerType": "kgen",
+            "Inputs": [_tensor(node.input[0], kind, ends)],
+            "Outputs": [_tensor(node.output[0], kind, ends)],
+            "TacticName": f"__myl_{node.op_type}",
+            "StreamId": 0,
+            "Metadata": f"[ONNX Layer: {node.name}]",
         }
-        for node in model.graph.node
-    ]
+        for place, node in enumerate(model.graph.node)
+    ] + [{"Name": "__mye1_wait", "LayerType": "wait", "Inputs": [], "Outputs": []}]
+
+
+def _tensor(name: str, kind: str, ends: set[str]) -> dict[str, Any]:
+    """A tensor in the words of RTX 1.7; the engine's ends are float32."""
+    return {
+        "Name": name,
+        "Dimensions": [1, 1, 10, 10],
+        "Datatype": "Float" if name in ends else kind,
+        "Format": "(Linear) Row major linear format",
+    }
 
 
 class FakeTensorrt:
@@ -265,6 +282,8 @@ class FakeTensorrt:
 
     TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
     LayerInformationFormat = SimpleNamespace(JSON="JSON")
+    DataType = SimpleNamespace(FLOAT="FLOAT")
+    ComputeCapability = SimpleNamespace(SM80=80, SM86=86, SM89=89)
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE_GRAPH_CAPTURE")
 
     def __init__(self, cuda: FakeCuda, version: str) -> None:

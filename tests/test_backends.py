@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from u2export import inspection, machine, registry
 from u2export.backends import onnx as onnx_backend
 from u2export.backends import torch as torch_backend
 from u2export.drawn import draw
-from u2export.errors import DependencyError, InputError, ParityError
+from u2export.errors import (
+    ArtifactError,
+    DependencyError,
+    ExportError,
+    InputError,
+    ParityError,
+)
 from u2export.pipeline import preprocess
 from u2export.spec import Device, PictureSpec, Precision
 
@@ -153,6 +161,64 @@ def test_a_foreign_onnx_file_is_converted_as_it_is(command, foreign: Path, expor
     ours = registry.open_artifact(exported / "u2netp-demo-fp32.onnx")
     with registry.open_runner(found) as one, registry.open_runner(ours) as two:
         np.testing.assert_allclose(one(x), two(x), atol=1e-4)
+
+
+@pytest.fixture
+def foreign_half(exported: Path, tmp_path: Path) -> Path:
+    model = onnx.load(exported / "u2netp-demo-fp16.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "half.onnx")
+    return tmp_path / "half.onnx"
+
+
+def test_a_foreign_half_precision_file_is_taken_as_what_it_is(command, foreign_half: Path):
+    told = command("inspect", foreign_half, "--model", "u2netp")
+    assert told.returncode == 0, told.stderr
+    assert "stored unknown, computed fp32 on cpu" in told.stdout
+    found = registry.surveyed(registry.open_artifact(foreign_half, "u2netp"))
+    assert found.facts.precision is Precision.FP16
+
+
+def test_a_file_that_takes_half_precision_pictures_is_refused(exported: Path, tmp_path: Path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["N", 3, 320, 320])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["N", 3, 320, 320])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, tmp_path / "h.onnx")
+    artifact = registry.open_artifact(tmp_path / "h.onnx", "u2netp")
+    with pytest.raises(ArtifactError, match=r"takes tensor\(float16\); it must take float32"):
+        registry.open_runner(artifact)
+
+
+def test_a_kernel_of_unusual_types_is_not_taken_for_a_move():
+    notes = {
+        "op_name": "MatMul",
+        "provider": "CPUExecutionProvider",
+        "input_type_shape": [{"double": [2, 2]}, {"double": [2, 2]}],
+        "output_type_shape": [{"double": [2, 2]}],
+    }
+    layer = onnx_backend._layer("m_kernel_time", notes)
+    assert (layer.precision, layer.moves) == ("fp64", False)
+    silent = onnx_backend._layer("m", {**notes, "input_type_shape": [], "output_type_shape": []})
+    assert (silent.precision, silent.moves) == ("unknown", False)
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml", "safetensors"])
+def test_a_runtime_that_fails_while_computing_is_our_error(exported, picture, monkeypatch, suffix):
+    artifact = registry.open_artifact(exported / f"u2netp-demo-fp32.{suffix}")
+
+    def fail(*args: object, **named: object) -> None:
+        raise RuntimeError("out of memory\nat some place of its source")
+
+    with registry.open_runner(artifact) as runner:
+        if suffix == "onnx":
+            monkeypatch.setattr(runner, "_session", SimpleNamespace(run=fail))
+        elif suffix == "xml":
+            monkeypatch.setattr(runner, "_request", SimpleNamespace(infer=fail))
+        else:
+            monkeypatch.setattr(runner, "_call", fail)
+        with pytest.raises(ExportError, match="failed: "):
+            runner(picture)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from u2export import doctor, machine, registry
+from u2export import doctor, machine, plugins, registry
 from u2export.errors import DependencyError, InputError
 from u2export.machine import cpu_features, cuda, quota
 
@@ -78,6 +79,34 @@ def test_what_is_missing_is_told_with_the_line_to_type(monkeypatch):
     line = "openvino not installed: pip install 'u2export[openvino]'"
     assert found.run["cpu"] == line
     assert "pip install 'u2export[openvino,export]'" in found.export
+
+
+def test_a_machine_without_the_parents_runtime_is_still_examined(monkeypatch):
+    """As with `pip install 'u2export[openvino]'` alone."""
+    real = registry.load
+
+    def load(name: str):
+        if name == "onnx":
+            raise DependencyError("the onnx backend needs onnxruntime")
+        return real(name)
+
+    monkeypatch.setattr(registry, "load", load)
+    found = doctor.backend_report("openvino")
+    assert found.run["cpu"] == ""
+    assert found.export == "the onnx backend needs onnxruntime"
+    assert doctor.backend_report("onnx").run == {"": "the onnx backend needs onnxruntime"}
+
+
+def test_a_plugin_that_breaks_leaves_the_others(monkeypatch):
+    entries = dict(plugins.entries())
+    monkeypatch.setattr(plugins, "entries", lambda: dict(sorted(entries.items())))
+    monkeypatch.setattr(registry, "names", lambda: sorted(entries))
+    entries["aaa"] = EntryPoint("aaa", "u2export.errors:no_such_thing", "u2export.backends")
+    assert "cannot be imported: AttributeError" in doctor.backend_report("aaa").export
+    assert registry._by_suffix(Path("x.onnx")).name == "onnx"
+    entries["aaa"] = EntryPoint("aaa", "u2export.errors:InputError", "u2export.backends")
+    assert "is no u2export Backend" in doctor.backend_report("aaa").export
+    assert registry._by_suffix(Path("x.onnx")).name == "onnx"
 
 
 def test_a_demand_that_is_not_met_is_status_3(report: doctor.Report):

@@ -69,6 +69,16 @@ def test_float32_in_a_half_precision_engine_and_a_layer_on_the_cpu_are_named():
     )
 
 
+def test_a_foreign_file_asks_for_no_precision_but_must_tell_it():
+    foreign = Executed(
+        runtime="acted 1.0", device=Device.CPU, stored=None, layers=(_layer("a", "fp16"),)
+    )
+    assert complaint(foreign, CPU, "x") == ""
+    for untold in (UNKNOWN, "tf32", "fp16+fp32"):
+        account = foreign.model_copy(update={"layers": (_layer("a", untold),)})
+        assert f"a {untold} on cpu" in complaint(account, CPU, "x")
+
+
 def test_only_three_of_many_layers_are_named():
     account = _account(*(_layer(f"l{i}", "bf16") for i in range(5)))
     assert complaint(account, CPU, "x").endswith(

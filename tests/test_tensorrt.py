@@ -243,7 +243,7 @@ def _noise(count: int, size: int = 64) -> np.ndarray:
 def test_a_batch_outside_the_profile_is_refused_and_the_runner_lives_on(gpu, small: Path):
     artifact = registry.open_artifact(small / "u2netp-demo-fp32-64-bN.engine")
     with registry.open_runner(artifact) as runner:
-        with pytest.raises(InputError, match="a batch of 9 is outside the engine's profile 1:4:8"):
+        with pytest.raises(InputError, match="a batch of 9 is outside the engine's"):
             runner(_noise(9))
         assert runner(_noise(8)).shape == (8, 1, 64, 64)
 
@@ -303,7 +303,7 @@ def test_kernels_of_another_gpu_are_said_and_replaced(gpu, exported, tmp_path, c
         ({"build": {"flavour": "rtx", "targets": "SM89"}}, r"was built for SM89, here is .*SM86"),
         (
             {"build": {"flavour": "rtx", "capability": "9.0"}},
-            r"was built for a GPU of compute capability 9.0, here is Acted GPU with 8.6",
+            r"was built for compute capability 9.0, here is Acted GPU with 8.6",
         ),
     ],
 )
@@ -312,6 +312,44 @@ def test_an_engine_of_another_version_or_gpu_is_refused(gpu, small: Path, facts,
     other = dataclasses.replace(found, facts=found.facts.model_copy(update=facts))
     with pytest.raises(ArtifactError, match=sentence):
         registry.open_runner(other)
+
+
+def test_an_engine_for_another_gpu_is_built_and_not_run(gpu, parent, folder, capsys):
+    found = _build(parent, folder, batch=None, settings=(("target", "SM89"),))
+    assert "was built but not run" in capsys.readouterr().err
+    assert "here is Acted GPU (SM86)" in found.checks["not_executed"]
+
+
+def test_rtx_on_a_gpu_it_has_no_code_for_says_so(gpu, small: Path, monkeypatch):
+    big = machine.Gpu("Acted data-centre GPU", (9, 0))
+    monkeypatch.setattr(tensorrt, "cuda", lambda: machine.Cuda((big,), "12.8"))
+    with pytest.raises(ArtifactError, match=r"has no code for .* \(SM90\): use --flavour tensorrt"):
+        registry.open_runner(registry.open_artifact(small / "u2netp-demo-fp32-64-bN.engine"))
+
+
+def test_a_place_that_takes_no_kernels_is_said_and_no_matter(gpu, exported, tmp_path, capsys):
+    for name in ("u2netp-demo-fp32.engine", "u2netp-demo-fp32.engine.json"):
+        shutil.copy(exported / name, tmp_path)
+
+    def read_only(self: Path, *words: object, **named: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    artifact = registry.open_artifact(tmp_path / "u2netp-demo-fp32.engine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "write_bytes", read_only)
+        patch.setattr(Path, "unlink", read_only)
+        registry.open_runner(artifact).close()
+    assert "cannot be written, the next start will compile again" in capsys.readouterr().err
+
+
+def test_a_foreign_engine_of_a_free_batch_names_its_own_limits(gpu, parent, folder):
+    spec = ExportSpec(DEMO, 64, batch=None, profile=(2, 4, 8))
+    made = folder / "theirs.engine"
+    facts = tensorrt.export(parent, spec, made)
+    gpu[1].sources[artifacts.sha256_of(made)] = (parent.path, (2, 4, 8))
+    facts = facts.model_copy(update={"build": {}, "tools": {}})
+    with registry.open_runner(Artifact(made, "tensorrt", facts, foreign=True)) as runner:
+        assert (runner.fewest, runner.most) == (2, 8)
 
 
 def test_what_is_no_engine_is_refused(gpu, small: Path, tmp_path: Path):
@@ -334,7 +372,7 @@ def test_float32_layers_in_a_half_precision_engine_are_status_6(gpu, exported: P
 
         def deserialize(blob: bytes) -> Any:
             engine = real(blob)
-            wide = [{"Format/Datatype": "Float"}]
+            wide = _rtx("Float")
             layer = {"Name": "slow", "LayerType": "Convolution", "Inputs": wide, "Outputs": wide}
             engine.layers.append(layer)
             return engine
@@ -348,21 +386,61 @@ def test_float32_layers_in_a_half_precision_engine_are_status_6(gpu, exported: P
     assert gpu[0].held == 0  # what was opened for the check was closed
 
 
+def _rtx(*types: str, name: str = "t") -> list[dict[str, Any]]:
+    """Tensors in the words that lie in the library of RTX 1.7."""
+    linear = "(Linear) Row major linear format"
+    return [{"Name": name, "Dimensions": [1], "Datatype": t, "Format": linear} for t in types]
+
+
+def _ten(*types: str) -> list[dict[str, Any]]:
+    return [{"Name": "t", "Dimensions": [1], "Format/Datatype": t} for t in types]
+
+
 @pytest.mark.parametrize(
-    ("told", "precision", "moves"),
+    ("inputs", "outputs", "precision"),
     [
-        # TensorRT 10: one format string; 11 and RTX: a type of its own
-        ({"Format/Datatype": "Row major linear FP32"}, "fp32", False),
-        ({"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}, "fp16", False),
-        ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8"}, "int8", False),
-        ({"Format": "Row major linear", "DataType": "BFloat16"}, "bf16", False),
-        ({"Format/Datatype": "Half"}, "fp16", False),
-        ({}, "unknown", False),
+        (_rtx("Half"), _rtx("Half"), "fp16"),
+        (_rtx("Float"), _rtx("Float"), "fp32"),
+        (_rtx("BFloat16"), _rtx("BFloat16"), "bf16"),
+        (_rtx("Int8"), _rtx("Half"), "int8"),
+        (_rtx("Half"), _rtx("Float"), "fp16+fp32"),  # mixed is not proved to be either
+        (_rtx("Int64", "Half"), _rtx("Half"), "fp16"),
+        (_rtx("Float", name="input"), _rtx("Half"), "fp16"),  # the ends are float32 anyway
+        (_ten("Row major linear FP32"), _ten("Row major linear FP32"), "fp32"),
+        (_ten("Channel major FP16 format where channel % 8 == 0"), _ten("Half"), "fp16"),
+        (_ten("Thirty-two wide channel vectorized row major Int8 format"), _ten("Int8"), "int8"),
+        ([{"Name": "t"}], [], "unknown"),
     ],
 )
-def test_the_inspectors_words_for_types_are_understood(told, precision, moves):
-    layer = tensorrt.layer_told({"Name": "n", "LayerType": "CaskConvolution", "Inputs": [told]})
-    assert (layer.precision, layer.moves) == (precision, moves)
+def test_the_inspectors_words_for_types_are_understood(inputs, outputs, precision):
+    told = {"Name": "__myl_Conv_myl0_1", "LayerType": "kgen", "Inputs": inputs, "Outputs": outputs}
+    layer = tensorrt.layer_told(told, ["input", "saliency"])
+    assert (layer.precision, layer.moves) == (precision, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "types", "moves"),
+    [
+        ("__myl_CastMove_myl0_1", "kgen", ("Float", "Half"), True),
+        ("__myl_CastMulAdd_myl0_2", "kgen", ("Float", "Half"), False),
+        ("__myl_MovConc_myl0_3", "kgen", ("Half",), False),  # a word nobody knows is no move
+        ("Reformatting CopyNode for Input", "Reformat", ("Float", "Half"), True),
+        ("__mye12_wait", "wait", (), True),
+        ("__mye13_signal", "signal", (), True),
+        ("__mye14", "cjmp", (), True),
+        ("shape arithmetic", "kgen", ("Int64", "Bool"), True),
+    ],
+)
+def test_what_only_moves_or_orders_is_told_from_what_computes(name, kind, types, moves):
+    told = {"Name": name, "LayerType": kind, "Inputs": _rtx(*types), "Outputs": []}
+    assert tensorrt.layer_told(told).moves == moves
+
+
+def test_tensor_float_32_hides_in_the_kernels_name_and_is_found():
+    tactic = "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x128"
+    told = {"Name": "conv", "LayerType": "CaskConvolution", "TacticName": tactic}
+    told |= {"Inputs": _ten("Row major linear FP32"), "Outputs": _ten("Row major linear FP32")}
+    assert tensorrt.layer_told(told).precision == "tf32"
 
 
 def test_a_layer_that_tells_only_its_name_is_no_proof():

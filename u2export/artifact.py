@@ -132,8 +132,9 @@ class Artifact:
         path: the model file.
         backend: name of the backend that opens it.
         facts: how to feed it and what it was made from.
-        files: sha256 by file name; empty for a foreign file.
+        files: sha256 by file name; empty for a file without manifest.
         checks: what was measured when it was built.
+        foreign: u2export did not make it, so that its facts are only what its model says.
     """
 
     path: Path
@@ -141,6 +142,12 @@ class Artifact:
     facts: Facts
     files: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    foreign: bool = False
+
+    @property
+    def stored(self) -> Precision | None:
+        """The precision of the values in the file, or None where nobody says."""
+        return None if self.foreign else self.facts.precision
 
     @property
     def manifest(self) -> Manifest:

@@ -194,6 +194,8 @@ class Backend:
         proof_at_open: devices on which every opening is checked with `executed()`; elsewhere the
             runtime cannot do anything else, or telling takes too long.
         missing_device: why it cannot run on a device of this machine, as a phrase; empty if it can.
+        unfit: why an artifact cannot run on this machine though its runtime can, as a phrase.
+        stored: the precision of the values in a foreign file.
         accepts: whether the runtime loads this ONNX file; raises whatever it likes if not.
         digest_mark: stands before the digest in its model files.
     """
@@ -217,6 +219,8 @@ class Backend:
     companions: tuple[str, ...] = ()
     proof_at_open: tuple[Device, ...] = ()
     missing_device: Callable[[Device], str] = lambda device: ""
+    unfit: Callable[[Artifact], str] = lambda artifact: ""
+    stored: Callable[[Path], Precision] | None = None
     accepts: Callable[[bytes], object] | None = None
     digest_mark: str = DIGEST_MARK
 

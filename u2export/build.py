@@ -98,7 +98,7 @@ def convert(
             f"{path} is a file of the {source.backend} backend; {backend.name} converts "
             f"{backend.parent or 'weights'}"
         )
-    if not source.files:
+    if source.foreign:
         source = registry.surveyed(source)
     facts = source.facts
     spec = ExportSpec(
@@ -232,9 +232,9 @@ def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -
     backend = registry.load(draft.backend)
     device = backend.devices[0]
     known = parent.checks if parent is not source else {}
-    reason = backend.missing_device(device)
+    reason = backend.missing_device(device) or backend.unfit(draft)
     if reason:
-        say(f"{draft.path.name} was built but not run, for want of {device}: {reason}")
+        say(f"{draft.path.name} was built but not run on {device}: {reason}")
         return {"not_executed": reason, "parent": {parent.path.name: dict(known)}}
     phase(f"comparing {draft.path.name} with {source.path.name}")
     from u2export.parity.confirm import confirm  # torch: for exporting only
@@ -270,7 +270,8 @@ def _publish(draft: Artifact, folder: Path, out: Path) -> None:
     A model file without a manifest is whole: it carries its facts and its own digest. So the old
     manifest goes first, then the model file is replaced at once, then the new manifest comes.
     Where further files belong to the model file, the old one goes before they are replaced, since
-    an old model file with new companions would be neither.
+    an old model file with new companions would be neither: a kill there leaves none. So it is with
+    a format that has no place for facts: its model file alone is not accepted as ours.
     """
     target = out / draft.path.name
     text = draft.manifest.text().encode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -105,6 +106,7 @@ class CudaCall:
         self._shapes: list[Shape] = []
         self._graph: Any = None
         self._warm = False
+        self._lock = threading.Lock()
 
     def __call__(self, x: Array) -> list[Array]:
         """Compute; the outputs belong to the caller.
@@ -116,18 +118,19 @@ class CudaCall:
             InputError: the work cannot take such an input.
             ExportError: the GPU reports a failure.
         """
-        self._fit(x.shape)
-        self._buffers[0].view(x.shape)[...] = x
-        if self._graph is None and self._graphs and self._warm:
-            self._graph = self._captured()
-        if self._graph is None:
-            self._steps()
-        else:
-            self._runtime.call("cudaGraphLaunch", self._graph, self._stream)
-        self._runtime.call("cudaStreamSynchronize", self._stream)
-        self._warm = True
-        outputs = zip(self._buffers[1:], self._shapes[1:], strict=True)
-        return [buffer.view(shape).copy() for buffer, shape in outputs]
+        with self._lock:  # one set of buffers: another thread waits
+            self._fit(x.shape)
+            self._buffers[0].view(x.shape)[...] = x
+            if self._graph is None and self._graphs and self._warm:
+                self._graph = self._captured()
+            if self._graph is None:
+                self._steps()
+            else:
+                self._runtime.call("cudaGraphLaunch", self._graph, self._stream)
+            self._runtime.call("cudaStreamSynchronize", self._stream)
+            self._warm = True
+            outputs = zip(self._buffers[1:], self._shapes[1:], strict=True)
+            return [buffer.view(shape).copy() for buffer, shape in outputs]
 
     def _fit(self, shape: Shape) -> None:
         """Make buffers and work ready for an input of this shape."""

@@ -123,7 +123,10 @@ def backend_report(name: str, *, probe: bool = True) -> BackendReport:
     )
     if not probe or missing or backend.accepts is None:
         return report
-    opsets = [o for o in OPSETS if _loads(backend.accepts, o, IR_VERSIONS[o])]
+    try:
+        opsets = [o for o in OPSETS if _loads(backend.accepts, o, IR_VERSIONS[o])]
+    except DependencyError:  # here the runtime cannot even be asked
+        return report
     newest = max(IR_VERSIONS.values())
     irs = [
         ir
@@ -155,8 +158,8 @@ def demand(report: Report, names: Iterable[str]) -> None:
 
 def _why_no_export(name: str) -> str:
     while True:
-        backend = registry.load(name)
         try:
+            backend = registry.load(name)
             registry.require(backend, export=True)
         except DependencyError as error:
             return str(error)
@@ -168,6 +171,8 @@ def _why_no_export(name: str) -> str:
 def _loads(accepts: Callable[[bytes], object], opset: int, ir: int) -> bool:
     try:
         accepts(tiny_model(opset, ir))
+    except DependencyError:
+        raise
     except Exception:  # every runtime has exceptions of its own; that it refuses is the answer
         return False
     return True

@@ -20,8 +20,8 @@ class Layer(BaseModel):
         name: of the layer; after the PyTorch module where the runtime kept it.
         kind: the runtime's word for what it does.
         device: `cpu`, `cuda` or the runtime's own name for another one.
-        precision: of its arithmetic: a `Precision`, `tf32`, or `unknown` where the runtime does
-            not tell.
+        precision: of its arithmetic: a `Precision`, `tf32`, `fp64`, several joined by `+` where it
+            mixes them, or `unknown` where the runtime does not tell.
         moves: it only moves, reorders or converts values.
         macs: multiply-adds for one call.
     """
@@ -42,7 +42,7 @@ class Executed(BaseModel):
     Attributes:
         runtime: name and version.
         device: where it was asked to run.
-        stored: the precision the file's values are stored in.
+        stored: the precision the file's values are stored in; None for a foreign file.
         layers: in the order of execution.
     """
 
@@ -50,7 +50,7 @@ class Executed(BaseModel):
 
     runtime: str
     device: Device
-    stored: Precision
+    stored: Precision | None
     layers: tuple[Layer, ...]
 
     @property
@@ -72,19 +72,22 @@ class Executed(BaseModel):
         computed = ", ".join(
             what if share > 0.9995 else f"{share:.1%} {what}" for what, share in shares.items()
         )
-        return f"stored {self.stored}, computed {computed or 'nothing'}"
+        return f"stored {self.stored or UNKNOWN}, computed {computed or 'nothing'}"
 
 
 def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
     """List the computing layers that did something else than was asked.
 
     Without a demanded precision the artifact's own is asked for; half precision that is only
-    stored may be computed in float32 on a CPU, as runtimes do there.
+    stored may be computed in float32 on a CPU, as runtimes do there. A foreign file asks for none,
+    but what it computes in must still be told.
     """
     able = {str(asked.precision or executed.stored)}
     only_stored = asked.precision is None and asked.device is Device.CPU
     if only_stored and executed.stored is Precision.FP16:
         able.add(str(Precision.FP32))
+    if asked.precision is None and executed.stored is None:
+        able = set(map(str, Precision))
     return [
         layer
         for layer in executed.arithmetic
@@ -103,7 +106,7 @@ def complaint(executed: Executed, asked: RunSpec, name: str) -> str:
         name: of the artifact, for the sentence.
     """
     wrong = unasked(executed, asked)
-    precision = asked.precision or executed.stored
+    precision = asked.precision or executed.stored or "what it tells"
     request = f"{name} was asked to compute in {precision} on {asked.device}"
     if not executed.arithmetic:
         return f"{request}, but {executed.runtime} tells of no layer that computes"

@@ -27,7 +27,7 @@ def load(name: str) -> Backend:
 
     Raises:
         InputError: no backend has that name.
-        DependencyError: its entry point cannot be imported.
+        DependencyError: its entry point cannot be imported, or is no backend.
     """
     entries = plugins.entries()
     if name not in entries:
@@ -39,10 +39,12 @@ def load(name: str) -> Backend:
             f"the {name} backend needs {error.name}, which is not installed: "
             f"pip install {_what_brings(entries[name], error.name or name)}"
         ) from error
-    except ImportError as error:
-        raise DependencyError(f"the {name} backend cannot be imported: {error}") from error
+    except Exception as error:  # whatever a plugin raises, the others go on
+        raise DependencyError(
+            f"the {name} backend cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(backend, Backend):
-        raise InputError(f"the entry point {name!r} in {plugins.GROUP} is no u2export Backend")
+        raise DependencyError(f"the entry point {name!r} in {plugins.GROUP} is no u2export Backend")
     return backend
 
 
@@ -125,7 +127,7 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
             f"{path} says nothing about its preprocessing: name the model it was made from, "
             "as in --model u2net"
         )
-    return Artifact(path, backend.name, _foreign_facts(path, model))
+    return Artifact(path, backend.name, _foreign_facts(path, model), foreign=True)
 
 
 def open_runner(
@@ -215,7 +217,7 @@ def run_spec(
 
 
 def surveyed(artifact: Artifact) -> Artifact:
-    """Give a foreign file the facts that opening it shows: batch, outputs and precision.
+    """Give a foreign file the facts that it shows: batch, outputs and precision.
 
     Raises:
         DependencyError: its runtime is not there.
@@ -225,14 +227,14 @@ def surveyed(artifact: Artifact) -> Artifact:
         size = artifact.facts.size
         x = np.zeros((runner.fewest, 3, size, size), np.float32)
         outputs = len(runner.maps(x))
-        half = any(layer.precision == "fp16" for layer in runner.executed().layers)
-        facts = artifact.facts.model_copy(
-            update={
-                "batch": runner.batch,
-                "outputs": outputs,
-                "precision": Precision.FP16 if half else Precision.FP32,
-            }
-        )
+    stored = load(artifact.backend).stored
+    facts = artifact.facts.model_copy(
+        update={
+            "batch": runner.batch,
+            "outputs": outputs,
+            "precision": stored(artifact.path) if stored else artifact.facts.precision,
+        }
+    )
     return dataclasses.replace(artifact, facts=facts)
 
 

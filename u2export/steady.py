@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -23,7 +24,14 @@ ASK = 0xFFFFFFFF
 _SETTLED = "U2EXPORT_SETTLED"
 # What such a process sees of the environment, by how the names begin: where libraries and GPUs are
 # found. Every variable more would move what comes after it in memory.
-KEPT = ("CUDA_", "LD_", "NVIDIA_", "PYTHONHOME", "PYTHONPATH", "TMPDIR")
+KEPT = ("CUDA_", "HOME", "LD_", "NVIDIA_", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "TMPDIR")
+# The folder one works in is not searched for modules; that of this package is, last of all.
+_PROGRAM = """
+import sys
+sys.path = [place for place in sys.path if place] + sys.argv[1:2]
+from u2export import steady
+steady.main(*sys.argv[2:])
+"""
 
 
 def call(function: str, argument: str, content: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -39,7 +47,7 @@ def call(function: str, argument: str, content: bytes) -> subprocess.CompletedPr
         What became of it; its errors went to this process's own.
     """
     return subprocess.run(
-        [sys.executable, "-m", "u2export.steady", function, argument],
+        [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1]), function, argument],
         input=content,
         stdout=subprocess.PIPE,
         check=False,
@@ -77,7 +85,8 @@ def _settle(module: str) -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-if __name__ == "__main__":
-    module, name = sys.argv[1].split(":")
+def main(function: str, argument: str) -> None:
+    """Be the process that `call` starts."""
+    module, name = function.split(":")
     _settle(module)
-    getattr(importlib.import_module(module), name)(sys.argv[2])
+    getattr(importlib.import_module(module), name)(argument)

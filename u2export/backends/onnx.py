@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
 from u2export.backend import Array, Backend, Runner, facts_for
-from u2export.errors import ArtifactError, DependencyError
+from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda
 from u2export.progress import say
@@ -28,6 +28,7 @@ NAMES = {
     "float": "fp32",
     "float16": "fp16",
     "bfloat16": "bf16",
+    "double": "fp64",
     "int8": "int8",
     "uint8": "int8",
 }
@@ -88,12 +89,14 @@ class OnnxRunner(Runner):
             ArtifactError: onnxruntime refuses the file, or it is no U²-Net of the facts' size.
             DependencyError: onnxruntime fell back to another provider than the device's.
         """
-        self._asked, self._stored = asked, artifact.facts.precision
+        self._asked, self._stored = asked, artifact.stored
         self._path = artifact.path
         self._session = _session(artifact.path, _options(asked.threads), asked.device)
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         size = artifact.facts.size
+        if inputs and inputs[0].type != "tensor(float)":
+            raise ArtifactError(f"{artifact.path} takes {inputs[0].type}; it must take float32")
         fits = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
         if not fits or any(isinstance(n, int) and n != size for n in shape[2:]):
             raise ArtifactError(
@@ -105,11 +108,18 @@ class OnnxRunner(Runner):
         super().__init__(size, shape[0] if isinstance(shape[0], int) else None)
 
     def _infer(self, x: Array) -> Array:
-        y: Array = self._session.run([self._output], {self._input: x})[0]
-        return np.asarray(y, np.float32)
+        return self._outputs([self._output], x)[0]
 
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
-        return tuple(np.asarray(y, np.float32) for y in self._session.run(None, {self._input: x}))
+        return self._outputs(None, x)
+
+    def _outputs(self, names: list[str] | None, x: Array) -> tuple[Array, ...]:
+        try:
+            found = self._session.run(names, {self._input: x})
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"onnxruntime {ort.__version__} failed: {reason}") from error
+        return tuple(np.asarray(y, np.float32) for y in found)
 
     def _executed(self) -> Executed:
         """Load the file once more with onnxruntime's profiler, run it once, and read its notes.
@@ -145,7 +155,8 @@ def _layer(name: str, notes: dict[str, Any]) -> Layer:
     kind, provider = notes["op_name"], notes["provider"]
     inputs = [next(iter(one.items())) for one in notes["input_type_shape"] if one]
     outputs = [next(iter(one.items())) for one in notes["output_type_shape"] if one]
-    precisions = [NAMES[kind] for kind, _ in inputs if kind in NAMES]
+    types = [name for name, _ in (*inputs, *outputs)]
+    precisions = [NAMES[name] for name in types if name in NAMES]
     macs = 0
     if "Conv" in kind and len(inputs) > 1 and outputs:
         macs = math.prod(inputs[1][1][1:]) * math.prod(outputs[0][1])
@@ -154,7 +165,7 @@ def _layer(name: str, notes: dict[str, Any]) -> Layer:
         kind=kind,
         device=DEVICES.get(provider, provider),
         precision=precisions[0] if precisions else UNKNOWN,
-        moves=kind in MOVES or (provider in DEVICES and not precisions),
+        moves=kind in MOVES or (bool(types) and not precisions),  # such as shapes' whole numbers
         macs=macs,
     )
 
@@ -169,11 +180,18 @@ def _options(threads: int) -> ort.SessionOptions:
 
 def _session(path: Path, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
     provider = PROVIDERS[device]
+    if device is Device.CUDA and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # those of the packages nvidia-*, where these are installed
     settings = PROVIDER_OPTIONS.get(device, {})
     try:
         session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = str(error).splitlines()[0]
+        if device is not Device.CPU:
+            _session(path, options, Device.CPU)  # raises if it is the file that is at fault
+            raise DependencyError(
+                f"onnxruntime {ort.__version__} cannot start on {device}: {reason}"
+            ) from error
         raise ArtifactError(f"onnxruntime {ort.__version__} refuses {path}: {reason}") from error
     if session.get_providers()[0] != provider:
         raise DependencyError(
@@ -197,6 +215,19 @@ def missing_device(device: Device) -> str:
             "pip uninstall onnxruntime && pip install 'u2export[onnxruntime-gpu]'"
         )
     return cuda().reason if device is Device.CUDA else ""
+
+
+def stored(path: Path) -> Precision:
+    """Tell the precision most of a file's floating-point values have."""
+    import onnx
+
+    kinds = {onnx.TensorProto.FLOAT: Precision.FP32, onnx.TensorProto.FLOAT16: Precision.FP16}
+    kinds[onnx.TensorProto.BFLOAT16] = Precision.BF16
+    counts = dict.fromkeys(kinds.values(), 0)
+    for item in onnx.load(path, load_external_data=False).graph.initializer:
+        if item.data_type in kinds:
+            counts[kinds[item.data_type]] += math.prod(item.dims)
+    return max(counts, key=lambda precision: counts[precision])
 
 
 def accepts(model: bytes) -> object:
@@ -230,5 +261,6 @@ BACKEND = Backend(
     options=("batch", "size", "all_outputs", "opset"),
     proof_at_open=(Device.CUDA,),
     missing_device=missing_device,
+    stored=stored,
     accepts=accepts,
 )

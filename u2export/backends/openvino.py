@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from openvino.passes import ConstantFolding, Manager
 from u2export import artifact as artifacts
 from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
 from u2export.backend import Array, Backend, Runner, facts_for
-from u2export.errors import ArtifactError, DependencyError, ExportError
+from u2export.errors import ArtifactError, DependencyError, ExportError, InputError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import compiled_folder
 from u2export.progress import say
@@ -24,6 +28,7 @@ from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
 VERSION = ov.__version__.split("-")[0]
 DEVICES = {Device.CPU: "CPU", Device.GPU: "GPU"}
+_PLACES = {name: str(device) for device, name in DEVICES.items()}
 HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
 NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # Layer types that move, convert or reorder values and compute nothing.
@@ -87,7 +92,7 @@ class OpenvinoRunner(Runner):
             DependencyError: the device cannot compute as asked.
         """
         facts = artifact.facts
-        self._asked, self._stored = asked, facts.precision
+        self._asked, self._stored = asked, artifact.stored
         self._compiled = _compile(artifact, asked)
         inputs = self._compiled.inputs
         shape = inputs[0].partial_shape if len(inputs) == 1 else None
@@ -97,9 +102,12 @@ class OpenvinoRunner(Runner):
                 f"{artifact.path} takes {[str(i.partial_shape) for i in inputs]}, not "
                 f"pictures of 3x{facts.size}x{facts.size}: it is not a {facts.model}"
             )
+        if inputs[0].element_type != ov.Type.f32:
+            kind = inputs[0].element_type.get_type_name()
+            raise ArtifactError(f"{artifact.path} takes {kind}; it must take float32")
         super().__init__(facts.size, None if shape[0].is_dynamic else shape[0].get_length())
         self._request = self._compiled.create_infer_request()
-        self._free = [self._request]
+        self._lock = threading.Lock()
 
     @property
     def from_cache(self) -> bool:
@@ -107,18 +115,19 @@ class OpenvinoRunner(Runner):
         return bool(self._compiled.get_property("LOADED_FROM_CACHE"))
 
     def _infer(self, x: Array) -> Array:
-        self._request.infer([_view(x)], share_inputs=True)
-        return _owned(self._request, 0)
+        return self._outputs(x, 1)[0]
 
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
-        self._request.infer([_view(x)], share_inputs=True)
-        return tuple(_owned(self._request, i) for i in range(len(self._compiled.outputs)))
+        return self._outputs(x, len(self._compiled.outputs))
+
+    def _outputs(self, x: Array, count: int) -> tuple[Array, ...]:
+        with self._lock, _failing():  # one request: another thread waits
+            self._request.infer([_view(x)], share_inputs=True)
+            return tuple(_owned(self._request, i) for i in range(count))
 
     def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
         """Compute many inputs, as many at once as the runner was opened for."""
-        while len(self._free) < self._asked.streams:
-            self._free.append(self._compiled.create_infer_request())
-        free = list(self._free)
+        free = [self._compiled.create_infer_request() for _ in range(self._asked.streams)]
         pending: deque[tuple[ov.InferRequest, Array]] = deque()
         try:
             for x in inputs:
@@ -138,23 +147,34 @@ class OpenvinoRunner(Runner):
 
     def _finished(self, pending: deque[tuple[ov.InferRequest, Array]]) -> Array:
         request, x = pending[0]
-        request.wait()
+        with _failing():
+            request.wait()
         pending.popleft()
         return self._own(_owned(request, 0), len(x))
 
     def _executed(self) -> Executed:
         """Read OpenVINO's own model of what it compiled."""
         operations = self._compiled.get_runtime_model().get_ordered_ops()
+        names = self._compiled.get_property("EXECUTION_DEVICES")
+        device = ", ".join(_PLACES.get(name.split(".")[0], name) for name in names)
         return Executed(
             runtime=f"openvino {VERSION}",
             device=self._asked.device,
             stored=self._stored,
-            layers=tuple(_layer(node, self._asked.device) for node in operations),
+            layers=tuple(_layer(node, device) for node in operations),
         )
 
     def _release(self) -> None:
-        self._free.clear()
         del self._request, self._compiled
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Translate what OpenVINO raises while it computes."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO {VERSION} failed: {_reason(error)}") from error
 
 
 def _view(x: Array) -> ov.Tensor:
@@ -166,7 +186,7 @@ def _owned(request: ov.InferRequest, index: int) -> Array:
     return np.array(request.get_output_tensor(index).data, np.float32)
 
 
-def _layer(node: Any, device: Device) -> Layer:
+def _layer(node: Any, device: str) -> Layer:
     info = node.get_rt_info()
     notes = {key: str(info[key].value) for key in _NOTES if key in info}
     kind = notes.get("layerType", node.get_type_name())
@@ -179,7 +199,7 @@ def _layer(node: Any, device: Device) -> Layer:
     return Layer(
         name=name,
         kind=kind,
-        device=str(device),
+        device=device,
         precision=NAMES.get(notes.get("runtimePrecision", ""), UNKNOWN),
         moves=kind in MOVES,
         macs=macs,
@@ -211,16 +231,20 @@ def _compile(artifact: Artifact, asked: RunSpec) -> ov.CompiledModel:
         settings["INFERENCE_NUM_THREADS"] = asked.threads
     folder = _cache(artifact)
     if folder:
+        _drop_unproved(folder)
         settings |= {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SPEED"}
     try:
         # from the file: a compiled model that is in the cache then needs no reading of it
-        return ov.Core().compile_model(artifact.path, DEVICES[asked.device], settings)
+        compiled = ov.Core().compile_model(artifact.path, DEVICES[asked.device], settings)
     except RuntimeError as error:
         _read(artifact.path)  # raises if it is the file that is at fault
         raise DependencyError(
             f"OpenVINO {VERSION} cannot compile {artifact.path} for {asked.device}: "
             f"{_reason(error)}"
         ) from error
+    if folder and not compiled.get_property("LOADED_FROM_CACHE"):
+        _prove(folder)
+    return compiled
 
 
 def _hint(asked: RunSpec, stored: Precision) -> str:
@@ -241,6 +265,30 @@ def _cache(artifact: Artifact) -> Path | None:
         say(f"compiled models cannot be kept in {folder.parent}: {error.strerror}")
         return None
     return folder
+
+
+def _drop_unproved(folder: Path) -> None:
+    """Remove compiled models that are not the bytes they were: OpenVINO would run them."""
+    for blob in folder.glob("*.blob"):
+        note = blob.with_suffix(".sha256")
+        try:
+            if note.read_bytes() == artifacts.sha256_of(blob).encode():
+                continue
+        except (OSError, InputError):
+            pass  # no note, or another process is at it: then it is not proved
+        with contextlib.suppress(OSError):
+            blob.unlink(missing_ok=True)
+
+
+def _prove(folder: Path) -> None:
+    """Note the hashes of the compiled models that have none."""
+    for blob in folder.glob("*.blob"):
+        note = blob.with_suffix(".sha256")
+        with contextlib.suppress(OSError, InputError):
+            if not note.exists() or note.stat().st_mtime_ns < blob.stat().st_mtime_ns:
+                part = note.with_suffix(f".{os.getpid()}.part")
+                part.write_text(artifacts.sha256_of(blob))
+                part.replace(note)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -42,18 +42,23 @@ RTX, FULL = "rtx", "tensorrt"
 MODULES = {RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"), FULL: ("tensorrt",)}
 EXTRAS = {RTX: "tensorrt-rtx", FULL: "tensorrt"}
 DYNAMIC = (1, 4, 8)  # the profile of `--batch dynamic`: an engine must name its range
-# Words of the engine inspector for types, in the releases since 10.0.
+# Words of the engine inspector for types, by the keys of TensorRT 10 and 11 and of RTX.
+_TYPE_KEYS = ("Datatype", "Format/Datatype", "DataType")
 _TYPES = (
     (re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE), "bf16"),
     (re.compile(r"\b(fp16|half|float16)\b", re.IGNORECASE), "fp16"),
-    (re.compile(r"\bint8\b", re.IGNORECASE), "int8"),
-    (re.compile(r"\btf32\b", re.IGNORECASE), "tf32"),
+    (re.compile(r"\bu?int8\b", re.IGNORECASE), "int8"),
     (re.compile(r"\b(fp32|float|float32)\b", re.IGNORECASE), "fp32"),
+    (re.compile(r"\b(bool|int32|int64)\b", re.IGNORECASE), "whole"),  # shapes, not values
 )
-# Layer types that move or convert values and compute nothing.
+# Layer types that move or convert values or order the others, and compute nothing.
 _MOVES = re.compile(
-    r"reformat|constant|shuffle|concat|copy|cast|identity|noop|slice", re.IGNORECASE
+    r"reformat|constant|shuffle|concat|copy|cast|identity|noop|slice|^(wait|signal|c?jmp)$",
+    re.IGNORECASE,
 )
+# A fused kernel names its operations: __myl_CastMove_myl0_1. Of these it only moves or converts.
+_FUSED = re.compile(r"__myl_([A-Za-z]+)_")
+_FUSED_MOVES = re.compile(r"(Cast|Move|Resh|Tran|Slic|Conc)+")
 _NOISE = ("catchCudaError", "cudaError 35")  # what follows from there being no GPU
 
 
@@ -324,14 +329,13 @@ def _check_network(library: Any, network: Any, order: Order) -> None:
 def _set_targets(library: Any, config: Any, targets: list[str]) -> None:
     if not targets:
         return
-    known = library.ComputeCapability
-    able = [name for name in dir(known) if name.startswith("SM")]
+    able = _generations(library)
     wrong = [name for name in targets if name not in able]
     if wrong:
         raise InputError(f"target must be some of {', '.join(able)}, got {wrong[0]}")
     config.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
-        if not config.set_compute_capability(getattr(known, name), index):
+        if not config.set_compute_capability(getattr(library.ComputeCapability, name), index):
             raise InputError(f"TensorRT {library.__version__} cannot build for {name}")
 
 
@@ -351,20 +355,27 @@ def _capability() -> str:
 class _Engine:
     """An engine's execution context as work for the GPU."""
 
-    def __init__(self, library: Any, engine: Any, context: Any, profile: str) -> None:
-        self._context, self._profile = context, profile
+    def __init__(self, library: Any, engine: Any, context: Any) -> None:
+        self._context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = library.TensorIOMode.INPUT
+        self.names = names
         self._input = next(n for n in names if engine.get_tensor_mode(n) == inputs)
+        self.type = engine.get_tensor_dtype(self._input)
         self._outputs = [n for n in names if n != self._input]
         self.batch = engine.get_tensor_shape(self._input)[0]
         self.shape = tuple(engine.get_tensor_shape(self._input))
+        self.limits: tuple[int, int | None] = (1, None)
+        if self.batch == -1:
+            low, _, high = engine.get_tensor_profile_shape(self._input, 0)
+            self.limits = (low[0], high[0])
 
     def shapes(self, shape: Shape) -> Sequence[Shape]:
         """Set the input's shape; give the outputs'."""
         if not self._context.set_input_shape(self._input, shape):
             raise InputError(
-                f"a batch of {shape[0]} is outside the engine's profile {self._profile}"
+                f"a batch of {shape[0]} is outside the engine's profile, "
+                f"{self.limits[0]} to {self.limits[1]}"
             )
         unknown = self._context.infer_shapes()
         if unknown:
@@ -394,11 +405,12 @@ class TensorrtRunner(Runner):
             DependencyError: its flavour of TensorRT is not installed.
         """
         facts = artifact.facts
-        self._asked, self._stored = asked, facts.precision
+        self._asked, self._stored = asked, artifact.stored
         self._flavour = choose(facts.build.get("flavour"))
         self._library, self._logger = _library(self._flavour)
         _check_version(artifact, self._flavour, self._library.__version__)
-        _check_gpu(artifact)
+        if reason := unfit(artifact):
+            raise ArtifactError(f"{artifact.path} cannot run here: {reason}; export it again")
         self._cache = artifact.path.with_name(artifact.path.name + ".cache")
         runtime = CudaRuntime.load()
         runtime.call("cudaSetDevice", 0)
@@ -411,11 +423,11 @@ class TensorrtRunner(Runner):
                 f"{_said(self._logger)}"
             )
         self._kernels: Any = None
+        self._kept = b""
         self._context = self._execution_context()
         if self._context is None:
             raise ExportError(f"TensorRT cannot start {artifact.path}: {_said(self._logger)}")
-        profile = facts.build.get("profile", "")
-        self._work = _Engine(self._library, self._engine, self._context, profile)
+        self._work = _Engine(self._library, self._engine, self._context)
         size = facts.size
         if self._work.shape[1:] != (3, size, size):
             raise ArtifactError(
@@ -423,8 +435,9 @@ class TensorrtRunner(Runner):
                 f"not a {facts.model}"
             )
         batch = self._work.batch
-        low, _, high = map(int, (profile or "1:1:1").split(":"))
-        super().__init__(size, None if batch == -1 else batch, (low, high))
+        if self._work.type != self._library.DataType.FLOAT:
+            raise ArtifactError(f"{artifact.path} takes {self._work.type}; it must take float32")
+        super().__init__(size, None if batch == -1 else batch, self._work.limits)
         # RTX captures its own graphs
         self._call = CudaCall(runtime, self._work, graphs=self._flavour == FULL)
 
@@ -434,10 +447,23 @@ class TensorrtRunner(Runner):
         config = self._engine.create_runtime_config()
         config.cuda_graph_strategy = self._library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._kernels = config.create_runtime_cache()
-        if self._cache.is_file() and not self._kernels.deserialize(self._cache.read_bytes()):
-            say(f"{self._cache} is of another GPU or version: it will be written again")
+        if self._cache.is_file():
+            found = self._cache.read_bytes()
+            if self._kernels.deserialize(found):
+                self._kept = found
+            else:
+                say(f"{self._cache} is of another GPU or version: it will be written again")
         config.set_runtime_cache(self._kernels)
         return self._engine.create_execution_context(config)
+
+    def _keep_kernels(self) -> None:
+        """Write the kernels down if RTX compiled more than were there."""
+        if self._kernels is None:
+            return
+        content = bytes(self._kernels.serialize())
+        if content != self._kept:
+            _keep(self._cache, content)
+            self._kept = content
 
     def _infer(self, x: Array) -> Array:
         return self._call(x)[0]
@@ -449,6 +475,7 @@ class TensorrtRunner(Runner):
         """Ask the engine inspector, whose notes are complete since engines are built for it."""
         inspector = self._engine.create_engine_inspector()
         self._infer(np.zeros((self.fewest, 3, self.size, self.size), np.float32))
+        self._keep_kernels()  # every opening comes here: the next start need not compile
         inspector.execution_context = self._context
         text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
         layers = json.loads(text).get("Layers", [])
@@ -456,37 +483,62 @@ class TensorrtRunner(Runner):
             runtime=f"{MODULES[self._flavour][0]} {self._library.__version__}",
             device=self._asked.device,
             stored=self._stored,
-            layers=tuple(layer_told(layer) for layer in layers),
+            layers=tuple(layer_told(layer, self._work.names) for layer in layers),
         )
 
     def _release(self) -> None:
         self._call.close()
-        if self._kernels is not None:
-            _keep(self._cache, bytes(self._kernels.serialize()))
+        self._keep_kernels()
         # in this order: each needs the next
         del self._call, self._work, self._context, self._kernels, self._engine, self._runtime
 
 
-def layer_told(told: dict[str, Any] | str) -> Layer:
-    """Read one layer of the engine inspector; one that tells only its name has no precision."""
+def layer_told(told: dict[str, Any] | str, ends: Sequence[str] = ()) -> Layer:
+    """Read one layer of the engine inspector; one that tells only its name has no precision.
+
+    Args:
+        told: the inspector's notes of the layer.
+        ends: names of the engine's input and outputs, which are float32 whatever is computed.
+    """
     if isinstance(told, str):
-        return Layer(name=told, kind=UNKNOWN, device=str(Device.CUDA), precision=UNKNOWN)
+        moves = _only_moves(told, UNKNOWN)
+        return Layer(
+            name=told, kind=UNKNOWN, device=str(Device.CUDA), precision=UNKNOWN, moves=moves
+        )
     outputs, inputs = told.get("Outputs") or [], told.get("Inputs") or []
-    kind = str(told.get("LayerType", UNKNOWN))
+    name, kind = str(told.get("Name", UNKNOWN)), str(told.get("LayerType", UNKNOWN))
     count = (told.get("Weights") or {}).get("Count", 0)
     places = math.prod((outputs[0].get("Dimensions") or [0])[2:]) if outputs else 0
+    inner = [t for t in (*inputs, *outputs) if t.get("Name") not in ends] or [*inputs, *outputs]
+    types = sorted({_type_of(tensor) for tensor in inner})
+    precision = _arithmetic(types, str(told.get("TacticName", "")))
     return Layer(
-        name=str(told.get("Name", UNKNOWN)),
+        name=name,
         kind=kind,
         device=str(Device.CUDA),
-        precision=next((p for p in map(_type_of, (*inputs, *outputs)) if p != UNKNOWN), UNKNOWN),
-        moves=bool(_MOVES.search(kind)),
+        precision=precision,
+        moves=_only_moves(name, kind) or types == ["whole"],
         macs=int(count) * places,
     )
 
 
+def _only_moves(name: str, kind: str) -> bool:
+    fused = _FUSED.search(name)
+    return bool(_MOVES.search(kind) or (fused and _FUSED_MOVES.fullmatch(fused[1])))
+
+
+def _arithmetic(types: list[str], tactic: str) -> str:
+    """What a layer computes in, by the types of its tensors and the name of its kernel."""
+    values = [name for name in types if name not in ("whole", UNKNOWN)]
+    if not values:
+        return UNKNOWN
+    if values == ["fp32"] and "tf32" in tactic.lower():
+        return "tf32"
+    return "int8" if "int8" in values else "+".join(values)
+
+
 def _type_of(tensor: dict[str, Any]) -> str:
-    words = " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "DataType", "Format"))
+    words = " ".join(str(tensor.get(key, "")) for key in _TYPE_KEYS)
     return next((name for pattern, name in _TYPES if pattern.search(words)), UNKNOWN)
 
 
@@ -499,33 +551,37 @@ def _check_version(artifact: Artifact, flavour: str, version: str) -> None:
         )
 
 
-def _check_gpu(artifact: Artifact) -> None:
+def unfit(artifact: Artifact) -> str:
+    """Say why an engine cannot run on this machine's GPU, as a phrase; empty if it can."""
     gpu = cuda().gpus[0]
+    here = ".".join(map(str, gpu.capability))
+    name = "SM" + "".join(map(str, gpu.capability))
     built = artifact.facts.build.get("capability")
-    if built is not None and built != ".".join(map(str, gpu.capability)):
-        raise ArtifactError(
-            f"{artifact.path} was built for a GPU of compute capability {built}, here is "
-            f"{gpu.name} with {'.'.join(map(str, gpu.capability))}: export it again"
-        )
+    if built is not None and built != here:
+        return f"it was built for compute capability {built}, here is {gpu.name} with {here}"
     targets = artifact.facts.build.get("targets")
-    here = "SM" + "".join(map(str, gpu.capability))
-    if targets is not None and here not in targets.split(","):
-        raise ArtifactError(
-            f"{artifact.path} was built for {targets}, here is {gpu.name} ({here}): export it "
-            "again without --target"
-        )
+    if targets is not None and name not in targets.split(","):
+        return f"it was built for {targets}, here is {gpu.name} ({name})"
+    if artifact.facts.build.get("flavour") == RTX and name not in _generations(_library(RTX)[0]):
+        return f"the rtx flavour has no code for {gpu.name} ({name}): use --flavour tensorrt"
+    return ""
+
+
+def _generations(library: Any) -> list[str]:
+    return [name for name in dir(library.ComputeCapability) if name.startswith("SM")]
 
 
 def _keep(path: Path, content: bytes) -> None:
     """Write the kernels RTX compiled beside the engine, whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         say(f"{path} cannot be written, the next start will compile again: {error.strerror}")
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
@@ -579,5 +635,6 @@ BACKEND = Backend(
     ),
     proof_at_open=(Device.CUDA,),
     missing_device=missing_device,
+    unfit=unfit,
     accepts=accepts,
 )

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from u2export import checkpoint
 from u2export.artifact import FACTS_KEY, Artifact, Facts, embed_digest, no_digest
 from u2export.backend import Array, Backend, Runner, facts_for
-from u2export.errors import ArtifactError
+from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda
 from u2export.progress import say
@@ -63,9 +63,16 @@ class TorchRunner(Runner):
         """
         super().__init__(artifact.facts.size, None)
         self._asked = asked
-        self._stored = artifact.facts.precision
+        self._stored = artifact.stored
         self._type = TYPES[asked.precision or Precision.FP32]
-        network = checkpoint.network(artifact, say).to(asked.device.value, self._type)
+        network = checkpoint.network(artifact, say)
+        try:
+            network = network.to(asked.device.value, self._type)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise DependencyError(
+                f"torch {torch.__version__} cannot use {asked.device}: {reason}"
+            ) from error
         # torch's stubs know `memory_format` for tensors only
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         graphs = "reduce-overhead" if asked.device is Device.CUDA else "default"
@@ -83,6 +90,9 @@ class TorchRunner(Runner):
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 result = network(batch).to("cpu", torch.float32).contiguous()
                 y: Array = result.numpy().copy()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"torch {torch.__version__} failed: {reason}") from error
         finally:
             torch.set_num_threads(before)
         return y
@@ -90,7 +100,7 @@ class TorchRunner(Runner):
     def _executed(self) -> Executed:
         """Run once and note every operation PyTorch dispatches, with its types.
 
-        A compiled network is noted before its compilation, which keeps the types.
+        A compiled network is noted as it is before its compilation, and that is said.
         """
         layers: list[Layer] = []
 
@@ -101,7 +111,8 @@ class TorchRunner(Runner):
 
         self._compute(noted, np.zeros((1, 3, self.size, self.size), np.float32))
         return Executed(
-            runtime=f"torch {torch.__version__}",
+            runtime=f"torch {torch.__version__}"
+            + (", before compilation" if self._asked.compiled else ""),
             device=self._asked.device,
             stored=self._stored,
             layers=tuple(layers),
