@@ -202,6 +202,21 @@ def test_two_threads_get_their_own_results(small_artifact: Artifact):
             np.testing.assert_allclose(result, y, atol=BATCH_BOUND)
 
 
+def test_runners_leave_pytorchs_settings_as_they_were(small_artifact: Artifact):
+    """They belong to the process: an export in it, later, must find them whole."""
+    import torch
+
+    def settings() -> tuple[object, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.get_num_threads()
+
+    before = settings()
+    x = np.zeros((1, 3, SMALL, SMALL), np.float32)
+    with registry.open_runner(small_artifact, threads=1) as runner, ThreadPoolExecutor(4) as pool:
+        list(pool.map(runner, [x] * 24))
+    assert settings() == before
+
+
 def test_a_call_between_two_results_of_a_stream_disturbs_neither(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
     pictures = [preprocess(draw(seed).picture, spec) for seed in SEEDS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ TYPES = {
     Precision.BF16: torch.bfloat16,
 }
 NAMES = {kind: str(name) for name, kind in TYPES.items()}
+_LOCK = threading.Lock()
 # Operations that move or convert values and compute nothing.
 MOVES = frozenset(
     {"_to_copy", "alias", "cat", "clone", "contiguous", "copy_", "detach", "slice", "to", "view"}
@@ -82,10 +84,8 @@ class TorchRunner(Runner):
         return self._compute(self._call, x)
 
     def _compute(self, network: Callable[[torch.Tensor], torch.Tensor], x: Array) -> Array:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._asked.threads)
         try:
-            with torch.inference_mode(), _true_float32():
+            with torch.inference_mode(), _settings(self._asked):
                 batch = torch.tensor(x).to(self._asked.device.value, self._type)
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 result = network(batch).to("cpu", torch.float32).contiguous()
@@ -93,8 +93,6 @@ class TorchRunner(Runner):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ExportError(f"torch {torch.__version__} failed: {reason}") from error
-        finally:
-            torch.set_num_threads(before)
         return y
 
     def _executed(self) -> Executed:
@@ -155,15 +153,28 @@ class _Account(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's h
 
 
 @contextmanager
-def _true_float32() -> Iterator[None]:
-    """Keep cuDNN from computing float32 convolutions in TF32, as it does by default."""
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # not in its stubs
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
+def _settings(asked: RunSpec) -> Iterator[None]:
+    """Let this process's PyTorch compute as asked, and as before afterwards.
+
+    Its number of threads, and whether cuDNN computes float32 in TF32 (as it does by default),
+    belong to the process: another thread waits.
+    """
+    with _LOCK:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(asked.threads)
+        # both, since PyTorch refuses to be asked while they differ
+        kinds: list[Any] = []
+        if asked.device is Device.CUDA:
+            kinds = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]  # not in its stubs
+        before = [kind.fp32_precision for kind in kinds]
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for kind, precision in zip(kinds, before, strict=True):
+                kind.fp32_precision = precision
+            torch.set_num_threads(threads)
 
 
 def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
