@@ -23,7 +23,8 @@ LAYERS = [
     ["backends"],
     ["parity"],
     ["build", "run", "inspection", "doctor"],
-    ["cli", "__init__"],
+    ["judging"],
+    ["cli", "testing", "__init__"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@ them, with a digest of the file itself, so that a file copied alone still runs a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -255,6 +256,33 @@ def read(path: Path) -> Artifact:
     if next(iter(manifest.files), None) != path.name:
         raise ArtifactError(f"{manifest_path(path)} is not the manifest of {path.name}")
     return Artifact(path, manifest.backend, manifest.facts, manifest.files, manifest.checks)
+
+
+def note_check(artifact: Artifact, name: str, found: object) -> None:
+    """Add what was measured of an artifact to its manifest, whole or not at all.
+
+    Args:
+        artifact: with a manifest.
+        name: of the check; one of that name is replaced.
+        found: what JSON can hold.
+
+    Raises:
+        InputError: it has no manifest, or the place cannot be written.
+    """
+    target = manifest_path(artifact.path)
+    if not artifact.files:
+        raise InputError(f"{artifact.path} has no manifest to write into")
+    checks = {**artifact.checks, name: found}
+    text = dataclasses.replace(artifact, checks=checks).manifest.text()
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            write_durably(part, text.encode())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def parse_facts(text: str, origin: Path) -> Facts:

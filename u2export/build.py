@@ -159,9 +159,11 @@ def build(
             _publish(draft, folder, out)
     except OSError as error:
         raise _unwritable(target, error) from error
-    note = weights.pin(source) if source.backend == "torch" else ""
-    if note:
-        say(note)
+    if source.backend == "torch":
+        weights.remember(source)
+        note = weights.pin(source)
+        if note:
+            say(note)
     return registry.open_artifact(target)
 
 

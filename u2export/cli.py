@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -305,6 +306,116 @@ def inspect_artifact(
     else:
         print(inspection.table(account, layers=layers))
     inspection.demand(account)
+
+
+@app.command()
+def parity(
+    reference: Annotated[
+        str, typer.Argument(help="A model file, or 'torch': the weights the candidates come from.")
+    ],
+    candidates: Annotated[
+        list[Path] | None, typer.Argument(help="The model files to be judged.")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Your own pictures, or folders of them; repeatable.")
+    ] = None,
+    cases: Annotated[
+        str, typer.Option(help="quick, or all: more pictures and properties.")
+    ] = "quick",
+    budget: Annotated[
+        Path | None,
+        typer.Option(help='A JSON file of budgets, such as {"fp16": {"mask_mae": 0.004}}.'),
+    ] = None,
+    emulate: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge fp16 or bf16 arithmetic as well, emulated; repeatable."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The weights file, where the reference is torch.")
+    ] = None,
+    model: _FOREIGN_MODEL = None,
+    resample: Annotated[
+        str | None, typer.Option(help="How pictures become square for the candidates.")
+    ] = None,
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="A candidate that cannot run here is no failure."),
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the masks.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotate a GitHub run and write its summary.")
+    ] = False,
+    replays: Annotated[Path, typer.Option(help="Folder for the replay files of failures.")] = Path(
+        "replays"
+    ),
+) -> None:
+    """Judge whether model files are the same function as a reference, from file to mask."""
+    from u2export import judging
+    from u2export import run as running
+
+    if cases not in ("quick", "all"):
+        raise InputError(f"cases must be quick or all, got {cases!r}")
+    question = judging.Question(
+        reference=reference,
+        candidates=tuple(candidates or ()),
+        pictures=tuple(running.pictures_in(pictures or [])),
+        thorough=cases == "all",
+        budgets=judging.budgets(budget),
+        weights=weights,
+        model=model,
+        resample=Resize.named(resample) if resample else None,
+        emulate=tuple(Precision.named(name) for name in emulate or []),
+        device=Device.named(device) if device else None,
+        threads=threads,
+        allow_missing=allow_missing,
+        command=shlex.join(["u2export", *sys.argv[1:]]),
+    )
+    report, kept = judging.examine(question, tracked)
+    print(judging.text(report))
+    judging.write(report, kept, json_file=json_file, junit_file=junit, html_file=html)
+    if github:
+        judging.tell_github(report)
+    for sentence in judging.certify(question, report):
+        say(sentence)
+    for path in judging.leave_replays(question, report, kept, replays):
+        say(f"{path} holds the failure: u2export replay {path}")
+    judging.demand(report)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
+    as_json: _JSON = False,
+) -> None:
+    """Check an artifact's bytes and its certificate of parity; nothing is run."""
+    from u2export import judging
+
+    certificate = judging.verified(artifact)
+    if as_json:
+        print(certificate.model_dump_json(indent=1))
+    else:
+        print(judging.certificate_text(artifact, certificate))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A replay file that a failed check left.")],
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+) -> None:
+    """Judge a recorded failure again on this machine; status 6 if it fails here too."""
+    from u2export import judging
+
+    place = Device.named(device) if device else None
+    with phases() as phase:
+        phase("judging again")
+        found = judging.replayed(file, device=place, threads=threads)
+    print(judging.replayed_text(found))
+    judging.demand_replayed(found)
 
 
 @app.command()

@@ -98,7 +98,7 @@ def examine(phase: Callable[[str], None] = lambda name: None) -> Report:
     return Report(
         u2export=importlib.metadata.version("u2export"),
         machine=_machine(),
-        versions=_versions(),
+        versions=versions(),
         backends=reports,
     )
 
@@ -199,7 +199,8 @@ def _machine() -> Machine:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that explain what a runtime does."""
     found = {}
     for name in _RELATED:
         try:

@@ -153,7 +153,20 @@ def postprocess(saliency: Array, size: tuple[int, int], spec: PictureSpec) -> Im
     Raises:
         InputError: the map holds NaN or infinite values.
     """
-    mask = Image.fromarray(stretch(saliency, spec)).resize(size, Image.Resampling.BILINEAR)
+    return enlarge(stretch(saliency, spec), size)
+
+
+def enlarge(stretched: Array, size: tuple[int, int]) -> Image.Image:
+    """Bring a stretched map to the picture's size.
+
+    Args:
+        stretched: (H,W) float32 in [0,1], from `stretch`.
+        size: (width, height) of the picture, in pixels.
+
+    Returns:
+        Mode L; 255 is subject.
+    """
+    mask = Image.fromarray(stretched).resize(size, Image.Resampling.BILINEAR)
     return Image.fromarray(_round(np.asarray(mask) * np.float32(255)))
 
 

@@ -36,6 +36,7 @@ class Precision(_Name):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 class Device(_Name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from u2export import artifact as artifacts
-from u2export.artifact import Artifact, WeightsFacts
+from u2export.artifact import Artifact, Facts, WeightsFacts
 from u2export.errors import ArtifactError, DependencyError, InputError
 from u2export.spec import MODELS, RANDOM, ModelSpec
 
@@ -175,6 +176,51 @@ def pin(weights: Artifact) -> str:
     except OSError as error:
         return f"{known}, which could not be remembered in {_pins_path()}: {error.strerror}"
     return f"{known}, which is expected from now on"
+
+
+def remember(weights: Artifact) -> None:
+    """Note where weights of one's own lie, so that what was made of them can be judged later.
+
+    A cache that cannot be written is no matter: they can be named again.
+    """
+    if weights.facts.weights.origin != "custom":
+        return
+    note = cache() / "known" / weights.facts.weights.sha256
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_durably(note, str(weights.path.resolve()).encode())
+
+
+def of(facts: Facts, given: str | None = None) -> Artifact:
+    """Find the weights an artifact was made from.
+
+    Args:
+        facts: the artifact's.
+        given: what `--weights` named, or None.
+
+    Raises:
+        InputError: the given file is not what the artifact was made from.
+        DependencyError: they are not to be had.
+        ArtifactError: what lies there is something else.
+    """
+    model, wanted = MODELS[facts.model], facts.weights
+    if given is None and wanted.origin == "random":
+        given = wanted.name
+    if given is None and wanted.origin == "custom":
+        note = cache() / "known" / wanted.sha256
+        if not note.is_file() or not Path(note.read_text()).is_file():
+            raise DependencyError(
+                f"the weights {wanted.name} (sha256 {wanted.sha256[:12]}…) are not at hand: "
+                "name them with --weights"
+            )
+        given = note.read_text()
+    found = find(model, given)
+    if found.facts.weights.sha256 != wanted.sha256:
+        raise InputError(
+            f"{found.path} is not what the artifact was made from: its sha256 is "
+            f"{found.facts.weights.sha256[:12]}…, that of {wanted.name} {wanted.sha256[:12]}…"
+        )
+    return found
 
 
 def _random(model: ModelSpec, given: str) -> Artifact:

@@ -218,11 +218,12 @@ def missing_device(device: Device) -> str:
 
 
 def stored(path: Path) -> Precision:
-    """Tell the precision most of a file's floating-point values have."""
+    """Tell the precision most of a file's values have."""
     import onnx
 
     kinds = {onnx.TensorProto.FLOAT: Precision.FP32, onnx.TensorProto.FLOAT16: Precision.FP16}
     kinds[onnx.TensorProto.BFLOAT16] = Precision.BF16
+    kinds |= dict.fromkeys((onnx.TensorProto.INT8, onnx.TensorProto.UINT8), Precision.INT8)
     counts = dict.fromkeys(kinds.values(), 0)
     for item in onnx.load(path, load_external_data=False).graph.initializer:
         if item.data_type in kinds:

@@ -1,0 +1,282 @@
+"""Is every way to break an export seen, and at which stage?
+
+    python benchmarks/parity_mutations.py [--weights FILE --pictures FOLDER]
+
+Each mutation is made on a copy of a whole export, or of the pipeline around it, and judged by the
+project's own budgets against PyTorch. Without real weights the bundled demo weights and drawn
+pictures are taken. `ceil_mode dropped` is a control: pictures are multiples of 32 pixels, so that
+no pool ever meets an odd side, and the function is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+from PIL import Image
+from report import leave
+from rich.console import Console
+from rich.table import Table
+
+from u2export import build, checkpoint, pipeline, registry, weights
+from u2export.artifact import Artifact
+from u2export.backend import Array
+from u2export.errors import U2ExportError
+from u2export.parity.budgets import BUDGETS, Budget
+from u2export.parity.cases import Case, degenerate, drawn, yours
+from u2export.parity.emulate import Emulated
+from u2export.parity.stages import Parting, Side, follow, part
+from u2export.spec import MODELS, ExportSpec, ModelSpec, PictureSpec, Precision, Resize
+
+LAYER = "stage2d.rebnconv1d"
+FACTOR = 1.01
+OVERFLOW = 2.0**17  # times the largest activation of any published weights is beyond 65504
+CALIBRATION = 6  # pictures for the naive quantization
+SAME = "ceil_mode dropped on one pool"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break an export.
+
+    Attributes:
+        name: in the table.
+        model: changes a model in place; None where only the pipeline is changed.
+        side: changes what goes before and after the network.
+    """
+
+    name: str
+    model: Callable[[ModelProto], None] | None = None
+    side: Callable[[Side], Side] = lambda side: side
+
+
+def _weights_of(model: ModelProto, module: str) -> tuple[int, Array]:
+    """Index and values of the weights of a module's convolution."""
+    node = next(n for n in model.graph.node if n.op_type == "Conv" and module in n.name)
+    names = [item.name for item in model.graph.initializer]
+    index = names.index(node.input[1])
+    return index, numpy_helper.to_array(model.graph.initializer[index]).copy()
+
+
+def _put(model: ModelProto, index: int, values: Array) -> None:
+    item = model.graph.initializer[index]
+    item.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), item.name))
+
+
+def swap_channels(model: ModelProto) -> None:
+    """Take blue for red."""
+    index, values = _weights_of(model, "stage1.rebnconvin")
+    _put(model, index, values[:, ::-1])
+
+
+def scale_layer(model: ModelProto) -> None:
+    """Let all weights of one layer be off by 1 %."""
+    index, values = _weights_of(model, LAYER)
+    _put(model, index, values * np.float32(FACTOR))
+
+
+def align_corners(model: ModelProto) -> None:
+    """Let upsampling align corners."""
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            _attribute(node, "coordinate_transformation_mode", "align_corners")
+
+
+def drop_ceil_mode(model: ModelProto) -> None:
+    """Let one pool round its output's size down."""
+    node = next(n for n in reversed(model.graph.node) if n.op_type == "MaxPool")
+    _attribute(node, "ceil_mode", 0)
+
+
+def _attribute(node: NodeProto, name: str, value: object) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def take_side_output(model: ModelProto) -> None:
+    """Give d1 for d0."""
+    side = next(n for n in model.graph.node if n.op_type == "Conv" and n.name.startswith("side1"))
+    last = next(n for n in model.graph.node if model.graph.output[0].name in n.output)
+    last.output[0] = "fused"
+    model.graph.node.append(
+        helper.make_node("Sigmoid", [side.output[0]], [model.graph.output[0].name])
+    )
+
+
+def _divided_by_255(picture: Image.Image, spec: PictureSpec) -> Array:
+    square = pipeline._squash(pipeline.opaque(picture), spec) / np.float32(255)
+    square = (square - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(square.transpose(2, 0, 1)[None], np.float32)
+
+
+def _as_it_lies(file: object, most: int) -> Image.Image:
+    return Image.open(file).convert("RGB")
+
+
+def _swapped_mean_and_std(side: Side) -> Side:
+    spec = dataclasses.replace(side.spec, mean=side.spec.std, std=side.spec.mean)
+    return dataclasses.replace(side, spec=spec)
+
+
+MUTATIONS = (
+    Mutation("red and blue swapped", swap_channels),
+    Mutation("mean and standard deviation swapped", side=_swapped_mean_and_std),
+    Mutation(
+        "divided by 255 instead of the largest value",
+        side=lambda side: dataclasses.replace(side, prepare=_divided_by_255),
+    ),
+    Mutation(f"all weights of {LAYER} 1 % too large", scale_layer),
+    Mutation("upsampling with aligned corners", align_corners),
+    Mutation(SAME, drop_ceil_mode),
+    Mutation("d1 taken for d0", take_side_output),
+    Mutation(
+        "EXIF orientation ignored",
+        side=lambda side: dataclasses.replace(side, decode=_as_it_lies),
+    ),
+    Mutation(
+        "resized as rembg does",
+        side=lambda side: dataclasses.replace(
+            side, spec=dataclasses.replace(side.spec, resize=Resize.LANCZOS)
+        ),
+    ),
+)
+
+
+def mutated(artifact: Artifact, mutation: Mutation, folder: Path) -> Artifact:
+    """A changed copy of an ONNX artifact, as somebody else's file would be opened."""
+    if mutation.model is None:
+        return artifact
+    model = onnx.load(artifact.path)
+    mutation.model(model)
+    del model.metadata_props[:]
+    path = folder / f"{abs(hash(mutation.name))}.onnx"
+    onnx.save(model, path)
+    return dataclasses.replace(artifact, path=path, files={}, foreign=True)
+
+
+def contents(cases: Sequence[Case]) -> list[bytes]:
+    """The cases' files, a drawn picture that EXIF turns, and one that is dim."""
+    more = [case for case in degenerate(large=False) if case.name in ("turned by EXIF", "dim")]
+    return [case.read() for case in (*cases, *more)]
+
+
+def partings(
+    files: list[bytes], reference: Side, candidate: Side, budget: Budget
+) -> list[Parting | U2ExportError]:
+    """How the two part on every picture, or what one of them failed with."""
+    found: list[Parting | U2ExportError] = []
+    for content in files:
+        try:
+            found.append(part(follow(content, reference), follow(content, candidate), budget))
+        except U2ExportError as error:
+            found.append(error)
+    return found
+
+
+def row(name: str, found: list[Parting | U2ExportError]) -> dict[str, object]:
+    """What a reader of the table wants to know of one mutation."""
+    red = [one for one in found if isinstance(one, U2ExportError) or one.stage]
+    first = red[0] if red else None
+    parted = isinstance(first, Parting) and first.stage
+    return {
+        "mutation": name,
+        "verdict": "FAILED" if red else "passed",
+        "pictures that fail": f"{len(red)} of {len(found)}",
+        "first stage": first.stage.value if parted and first.stage else "",
+        "why": first.reasons[0] if isinstance(first, Parting) else str(first or ""),
+    }
+
+
+def side_of(runner: Callable[[Array], Array], spec: PictureSpec, name: str) -> Side:
+    """A whole pipeline around a runner."""
+    return Side(name, lambda x: runner(x)[0, 0], spec)
+
+
+def naive_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Path:
+    """Quantize as onnxruntime's static quantizer does by itself."""
+    import io
+
+    from onnxruntime import quantization as q
+
+    spec = artifact.facts.picture
+    inputs = [pipeline.preprocess(pipeline.open_picture(io.BytesIO(c)), spec) for c in calibration]
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(inputs)
+
+        def get_next(self) -> dict[str, Array] | None:
+            x = next(self._left, None)
+            return None if x is None else {"input": x}
+
+    plain = onnx.load(artifact.path)
+    del plain.metadata_props[:]
+    onnx.save(plain, folder / "plain.onnx")
+    target = folder / "naive-int8.onnx"
+    q.quantize_static(
+        folder / "plain.onnx", target, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True
+    )
+    return target
+
+
+def overflowing(source: Artifact, budget: Budget, file: bytes) -> Parting | U2ExportError:
+    """Move a factor from one layer into the one before: the same function, too large for half."""
+    network = checkpoint.network(source, print)
+    inner = dict(network.named_modules())
+    before, after = inner["stage2d.rebnconv2d"], inner["stage2d.rebnconv1d"]
+    plain = checkpoint.network(source, print)
+    for values in (before.bn_s1.weight, before.bn_s1.bias):
+        values.data *= OVERFLOW
+    half = before.bn_s1.weight.shape[0]
+    after.conv_s1.weight.data[:, :half] /= OVERFLOW
+    spec = source.facts.picture
+    reference = Side("the reference", lambda x: Emulated(plain, Precision.FP16)(x)[0, 0], spec)
+    candidate = Side("emulated fp16", lambda x: Emulated(network, Precision.FP16)(x)[0, 0], spec)
+    return partings([file], reference, candidate, budget)[0]
+
+
+def main() -> None:
+    """Break, judge, print the table, leave the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
+    parser.add_argument("--pictures", type=Path, help="a folder of photographs; else drawn ones")
+    args = parser.parse_args()
+    model: ModelSpec = MODELS["u2netp" if args.weights else "u2netp-demo"]
+    source = weights.find(model, args.weights)
+    cases = list(yours(sorted(args.pictures.iterdir())) if args.pictures else drawn(3))
+    files = contents(cases)
+    budget, spec = BUDGETS[Precision.FP32], model.picture
+    rows = []
+    with tempfile.TemporaryDirectory() as name, registry.open_runner(source) as torch_runner:
+        folder = Path(name)
+        artifact = build.build("onnx", ExportSpec(model, spec.size), source, folder)
+        reference = side_of(torch_runner, spec, "PyTorch")
+        for mutation in (Mutation("none"), *MUTATIONS):
+            with registry.open_runner(mutated(artifact, mutation, folder)) as runner:
+                candidate = mutation.side(side_of(runner, spec, mutation.name))
+                rows.append(row(mutation.name, partings(files, reference, candidate, budget)))
+        calibration = contents(list(drawn(8)))[:CALIBRATION]
+        path = naive_int8(artifact, folder, calibration)
+        with registry.open_runner(registry.open_artifact(path, model.name)) as runner:
+            candidate = side_of(runner, spec, "naive int8")
+            found = partings(files, reference, candidate, BUDGETS[Precision.INT8])
+        rows.append(row("naive int8 (onnxruntime's static quantizer as it comes)", found))
+    over = overflowing(source, BUDGETS[Precision.FP16], files[0])
+    rows.append(row("fp16 overflow in stage2d.rebnconv2d (emulated)", [over]))
+    table = Table(*rows[0])
+    for one in rows:
+        table.add_row(*map(str, one.values()))
+    Console(width=160).print(table)
+    leave("parity_mutations", {"weights": model.name, "pictures": len(files), "mutations": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,714 @@
+"""`u2export parity`: is each candidate the same function as the reference, from file to mask?"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import io
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from u2export import build, machine, registry, weights
+from u2export.artifact import Artifact, Facts
+from u2export.backend import Array, Runner
+from u2export.doctor import versions
+from u2export.errors import DependencyError, InputError, ParityError, U2ExportError
+from u2export.parity import certificate, replay
+from u2export.parity.budgets import BUDGETS, Budget, excess, judge
+from u2export.parity.budgets import read as read_budgets
+from u2export.parity.cases import QUICK, SEEDS, Case, degenerate, drawn, yours
+from u2export.parity.metrics import Difference, compare
+from u2export.parity.report import CandidateResult, CaseResult, Party, Report
+from u2export.parity.stages import Side, Way, follow, part
+from u2export.parity.text import table
+from u2export.pipeline import open_picture, preprocess
+from u2export.progress import say
+from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize, model_named
+
+TORCH = "torch"
+BATCH = 8  # pictures in the batch that is compared with single calls
+GALLERY = 6  # pictures kept to be shown, for each candidate
+Track = Callable[[Sequence[Any], str], Iterator[Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be judged, and how.
+
+    Attributes:
+        reference: a model file, or `torch` for the weights the candidates were made from.
+        candidates: model files.
+        pictures: the user's own picture files.
+        thorough: all cases and properties instead of the quick ones.
+        budgets: what each precision may differ by.
+        weights: what `--weights` named, where the reference is `torch`.
+        model: for files u2export did not make: the model they were made from.
+        resample: how pictures become square for the candidates, instead of what they record.
+        emulate: precisions to emulate on the reference's weights, as further candidates.
+        device: where to run the candidates; by default each backend's first.
+        threads: for computation; by default all this process may use.
+        allow_missing: a candidate whose runtime or device is not there is no failure.
+        command: what was typed.
+    """
+
+    reference: str
+    candidates: tuple[Path, ...]
+    pictures: tuple[Path, ...] = ()
+    thorough: bool = False
+    budgets: dict[Precision, Budget] = field(default_factory=lambda: dict(BUDGETS))
+    weights: str | None = None
+    model: str | None = None
+    resample: Resize | None = None
+    emulate: tuple[Precision, ...] = ()
+    device: Device | None = None
+    threads: int | None = None
+    allow_missing: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One case of one candidate, to be shown or replayed.
+
+    Attributes:
+        candidate: its name in the report.
+        case: the case's name.
+        content: the picture file.
+        reference: the reference's way through the stages.
+        found: the candidate's way.
+    """
+
+    candidate: str
+    case: str
+    content: bytes
+    reference: Way
+    found: Way
+
+    @property
+    def picture(self) -> NDArray[np.uint8]:
+        """The decoded picture, (H,W,3)."""
+        return self.reference.picture
+
+
+def certify(question: Question, report: Report) -> list[str]:
+    """Write what passed into the artifacts' manifests.
+
+    Returns:
+        A sentence for each that could not be written.
+    """
+    said = []
+    for path, result in zip(question.candidates, report.candidates, strict=False):
+        artifact = _opened(path, question) if result.passed else None
+        if not isinstance(artifact, Artifact) or not artifact.files:
+            continue
+        try:
+            certificate.certify(artifact, result, report)
+        except InputError as error:
+            said.append(f"the certificate was not written: {error}")
+    return said
+
+
+def leave_replays(question: Question, report: Report, kept: list[Kept], folder: Path) -> list[Path]:
+    """Write a replay file for the worst failure of each candidate.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    written = []
+    for path, result in zip(question.candidates, report.candidates, strict=False):
+        failed = {case.name: case for case in result.failed}
+        one = next((k for k in kept if k.candidate == path.name and k.case in failed), None)
+        artifact = _opened(path, question)
+        if one is None or not isinstance(artifact, Artifact):
+            continue
+        notes = replay.Notes(
+            created=report.created,
+            command=report.command,
+            machine=report.machine,
+            versions=report.versions,
+            party=result.party,
+            budget=result.budget,
+            case=failed[one.case],
+            artifact=path.name,
+            model=artifact.facts.model if artifact.foreign else None,
+            resample=question.resample,
+        )
+        target = folder / f"{path.name}.replay.zip"
+        replay.write(target, notes, artifact, one.content, one.reference, one.found)
+        written.append(target)
+    return written
+
+
+def budgets(path: Path | None) -> dict[Precision, Budget]:
+    """The budgets of a file, or ours.
+
+    Raises:
+        InputError: it is no budget file.
+    """
+    return read_budgets(path) if path else dict(BUDGETS)
+
+
+def text(report: Report) -> str:
+    """The report for people at a terminal."""
+    return table(report)
+
+
+def write(
+    report: Report,
+    kept: list[Kept],
+    *,
+    json_file: Path | None = None,
+    junit_file: Path | None = None,
+    html_file: Path | None = None,
+) -> None:
+    """Write the report in the forms that are asked for.
+
+    Raises:
+        InputError: a place cannot be written.
+        DependencyError: what a form needs is not installed.
+    """
+    try:
+        if json_file:
+            _write_text(json_file, report.model_dump_json(indent=1) + "\n")
+        if junit_file:
+            from u2export.parity import junit
+
+            junit.write(report, junit_file)
+        if html_file:
+            from u2export.parity import html
+
+            shown = [
+                html.Shown(k.candidate, k.case, k.picture, k.reference.stretched, k.found.stretched)
+                for k in kept
+            ]
+            _write_text(html_file, html.page(report, shown))
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"this form needs {error.name}: pip install 'u2export[parity]'"
+        ) from error
+
+
+def tell_github(report: Report) -> None:
+    """Print annotations, and append to the summary of the running step, if there is one.
+
+    Raises:
+        InputError: the summary cannot be written.
+    """
+    from u2export.parity import github
+
+    for line in github.annotations(report):
+        print(line)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(github.summary(report))
+        except OSError as error:
+            raise InputError(f"{summary} cannot be written: {error.strerror}") from error
+
+
+def demand(report: Report) -> None:
+    """Refuse a report that did not pass.
+
+    Raises:
+        DependencyError: a candidate could not be judged here, and nothing else is wrong.
+        ParityError: a candidate failed, or nothing was judged.
+    """
+    if report.passed:
+        return
+    judged = [one for one in report.candidates if not one.missing]
+    failed = [one.party.name for one in judged if not one.passed]
+    if failed:
+        raise ParityError(f"not the same function as {report.reference.name}: {', '.join(failed)}")
+    if report.missing and not report.allow_missing:
+        raise DependencyError(f"not judged: {report.missing[0].missing}")
+    raise ParityError("nothing was judged, which proves nothing")
+
+
+def verified(path: Path) -> certificate.Certificate:
+    """Check an artifact's bytes and its certificate, running nothing.
+
+    Raises:
+        InputError: there is no such file.
+        ArtifactError: it was changed, or the certificate is for other bytes.
+        ParityError: it was never judged.
+    """
+    return certificate.read(registry.open_artifact(path))
+
+
+def certificate_text(path: Path, found: certificate.Certificate) -> str:
+    """A certificate for people."""
+    figures = found.judgement
+    return (
+        f"{path} is whole, and passed on {found.created} against {found.reference} in "
+        f"{found.cases} cases: raw max {figures.raw_max:.2g}, mask MAE {figures.mask_mae:.2g}, "
+        f"IoU {figures.mask_iou:.4f} (worst {figures.worst_iou:.4f}); {found.ran}"
+    )
+
+
+def _write_text(path: Path, content: str) -> None:
+    part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part_file.write_text(content, encoding="utf-8")
+            part_file.replace(path)
+        finally:
+            part_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A failure judged again.
+
+    Attributes:
+        notes: of the first time.
+        passed: it passes here.
+        stage: the first that differs by more than it may; empty where none does.
+        reasons: what is over its bound here, as phrases.
+        changed: what is different here, as phrases.
+    """
+
+    notes: replay.Notes
+    passed: bool
+    stage: str
+    reasons: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def replayed(path: Path, *, device: Device | None = None, threads: int | None = None) -> Replayed:
+    """Judge a replay file's case again, with its own artifact, on this machine.
+
+    Raises:
+        InputError: there is no such file.
+        ArtifactError: it is no replay file.
+        DependencyError: its runtime or device is not there.
+    """
+    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+        case = replay.Replay(path, Path(folder))
+        artifact = registry.open_artifact(case.artifact, case.notes.model)
+        spec = artifact.facts.picture
+        if case.notes.resample:
+            spec = dataclasses.replace(spec, resize=case.notes.resample)
+        with registry.open_runner(artifact, device, threads) as runner:
+            found = follow(case.content, _side(artifact.path.name, runner, spec))
+        parting = case.judge(found)
+        there, here = case.notes.versions, versions()
+        different = [
+            f"{name} {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+            for name in sorted({*there, *here})
+            if there.get(name) != here.get(name)
+        ]
+        return Replayed(
+            notes=case.notes,
+            passed=parting.stage is None,
+            stage=parting.stage.value if parting.stage else "",
+            reasons=parting.reasons,
+            changed=tuple(different + case.changed(found)),
+        )
+
+
+def replayed_text(found: Replayed) -> str:
+    """A failure judged again, for people."""
+    case = found.notes.case
+    verdict = "passes here" if found.passed else f"fails here too, at stage '{found.stage}'"
+    lines = [f"'{case.name}' of {found.notes.party.name} {verdict}"]
+    lines += [f"there: {reason}" for reason in case.reasons]
+    lines += [f"here: {reason}" for reason in found.reasons]
+    lines += [f"different: {line}" for line in found.changed] or ["nothing is different here"]
+    return "\n".join(lines)
+
+
+def demand_replayed(found: Replayed) -> None:
+    """Refuse a failure that is one here too.
+
+    Raises:
+        ParityError: it fails.
+    """
+    if not found.passed:
+        raise ParityError(f"'{found.notes.case.name}' fails here too: {found.reasons[0]}")
+
+
+@dataclass
+class _Candidate:
+    """A candidate while it is being judged."""
+
+    party: Party
+    budget: Budget
+    side: Side | None = None
+    runner: Runner | None = None
+    artifact: Artifact | None = None
+    missing: str = ""
+    cases: list[CaseResult] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    notes: Callable[[], tuple[str, ...]] = lambda: ()
+
+
+def examine(
+    question: Question, track: Track = lambda items, what: iter(items)
+) -> tuple[Report, list[Kept]]:
+    """Judge every candidate on every case.
+
+    Args:
+        question: what and how.
+        track: shows the progress of going through items.
+
+    Returns:
+        The report, and the cases worth showing: those that failed, then the worst that passed.
+
+    Raises:
+        InputError: there is nothing to judge, or a file or option cannot be used.
+        ArtifactError: a file was changed.
+        DependencyError: the reference cannot run here.
+        ParityError: the reference's runtime does something else than it was asked.
+    """
+    if not question.candidates and not question.emulate:
+        raise InputError("there is nothing to judge: name a candidate, or --emulate a precision")
+    with ExitStack() as stack:
+        opened = [_opened(path, question) for path in question.candidates]
+        reference, references = _reference(question, opened, stack)
+        candidates = [_ready(one, question, stack) for one in opened]
+        candidates += [_emulated(precision, question, reference) for precision in question.emulate]
+        able = [one for one in candidates if one.side]
+        cases = [*drawn(len(SEEDS) if question.thorough else QUICK), *yours(question.pictures)]
+        cases += degenerate(large=question.thorough)
+        for case in track(cases, "comparing"):
+            _compare(case, references, able)
+        for one in track([one for one in able if one.runner], "checking properties"):
+            one.cases.extend(_properties(one, question))
+        report = Report(
+            created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+            command=question.command,
+            machine=_machine(),
+            versions=versions(),
+            reference=_party(reference, "", ""),
+            candidates=tuple(_result(one) for one in candidates),
+            allow_missing=question.allow_missing,
+        )
+    return report, [kept for one in candidates for kept in one.kept]
+
+
+def _opened(path: Path, question: Question) -> Artifact | DependencyError:
+    try:
+        found = registry.open_artifact(path, question.model)
+    except DependencyError as error:
+        return error
+    stored = registry.load(found.backend).stored
+    if found.foreign and stored:
+        facts = found.facts.model_copy(update={"precision": stored(path)})
+        return dataclasses.replace(found, facts=facts)
+    return found
+
+
+class _References:
+    """The reference's way of each case, for each input size that a candidate has."""
+
+    def __init__(self, reference: Artifact, runner: Callable[[int], Runner]) -> None:
+        self._reference, self._runner = reference, runner
+        self._content = b""
+        self._ways: dict[int, Way | U2ExportError] = {}
+
+    def way(self, content: bytes, size: int) -> Way:
+        """Follow a picture once for each size.
+
+        Raises:
+            U2ExportError: as `follow` says.
+        """
+        if content is not self._content:
+            self._content, self._ways = content, {}
+        if size not in self._ways:
+            spec = dataclasses.replace(self._reference.facts.picture, size=size)
+            try:
+                self._ways[size] = follow(content, _side("the reference", self._runner(size), spec))
+            except U2ExportError as error:
+                self._ways[size] = error
+        found = self._ways[size]
+        if isinstance(found, U2ExportError):
+            raise found
+        return found
+
+
+def _reference(
+    question: Question, opened: list[Artifact | DependencyError], stack: ExitStack
+) -> tuple[Artifact, _References]:
+    artifacts = [one for one in opened if isinstance(one, Artifact)]
+    if question.reference != TORCH:
+        found = registry.open_artifact(Path(question.reference))
+        runner = stack.enter_context(registry.open_runner(found, threads=question.threads))
+
+        def fixed(size: int) -> Runner:
+            return runner
+
+        return found, _References(found, fixed)
+    found = _weights(question, artifacts)
+    runners: dict[int, Runner] = {}
+
+    def any_size(size: int) -> Runner:
+        if size not in runners:
+            facts = found.facts.model_copy(update={"size": size})
+            sized = dataclasses.replace(found, facts=facts)
+            opened = registry.open_runner(sized, threads=question.threads)
+            runners[size] = stack.enter_context(opened)
+        return runners[size]
+
+    return found, _References(found, any_size)
+
+
+def _weights(question: Question, artifacts: list[Artifact]) -> Artifact:
+    """The weights the candidates were made from, which must be the same for all."""
+    ours = [one for one in artifacts if not one.foreign]
+    if not ours:
+        if question.model is None:
+            raise InputError("name the reference's weights with --model and --weights")
+        return weights.find(model_named(question.model), question.weights)
+    different = {one.facts.weights.sha256 for one in ours}
+    if len(different) > 1:
+        names = ", ".join(f"{one.path.name} of {one.facts.weights.name}" for one in ours)
+        raise InputError(f"the candidates were made from different weights: {names}")
+    return weights.of(ours[0].facts, question.weights)
+
+
+def _ready(one: Artifact | DependencyError, question: Question, stack: ExitStack) -> _Candidate:
+    if isinstance(one, DependencyError):
+        nobody = Party(name="?", backend="?", precision="?")
+        return _Candidate(nobody, BUDGETS[Precision.FP32], missing=str(one))
+    budget = question.budgets[one.facts.precision]
+    try:
+        runner = stack.enter_context(registry.open_runner(one, question.device, question.threads))
+    except DependencyError as error:
+        return _Candidate(_party(one, "", ""), budget, missing=str(error))
+    account = runner.executed()
+    spec = one.facts.picture
+    if question.resample:
+        spec = dataclasses.replace(spec, resize=question.resample)
+    party = _party(one, account.runtime, account.summary())
+    return _Candidate(party, budget, _side(party.name, runner, spec), runner, one)
+
+
+def _emulated(precision: Precision, question: Question, reference: Artifact) -> _Candidate:
+    """The reference's weights as a device would compute them whose arithmetic is `precision`."""
+    if reference.backend != TORCH:
+        raise InputError("precisions are emulated on weights: let the reference be torch")
+    from u2export import checkpoint
+    from u2export.parity.emulate import Emulated
+
+    network = Emulated(checkpoint.network(reference, say), precision)
+    party = _party(reference, "", f"every operation rounded to {precision}")
+    party = party.model_copy(
+        update={"name": f"emulated {precision}", "precision": str(precision), "how": "emulated"}
+    )
+    side = Side(party.name, lambda x: network(x)[0, 0], reference.facts.picture)
+
+    def notes() -> tuple[str, ...]:
+        lost = sorted(network.lost.items(), key=lambda item: -item[1])
+        return tuple(f"{share:.0%} of what {name} gave became zero" for name, share in lost[:5])
+
+    return _Candidate(party, question.budgets[precision], side, notes=notes)
+
+
+def _side(name: str, runner: Runner, spec: PictureSpec) -> Side:
+    def network(x: Array) -> Array:
+        y: Array = runner(np.repeat(x, runner.fewest, axis=0))[0, 0]
+        return y
+
+    return Side(name, network, spec)
+
+
+def _party(artifact: Artifact, runtime: str, ran: str) -> Party:
+    return Party(
+        name=artifact.path.name,
+        backend=artifact.backend,
+        precision=str(artifact.facts.precision),
+        files=dict(artifact.files),
+        weights=artifact.facts.weights.sha256,
+        runtime=runtime,
+        ran=ran,
+    )
+
+
+def _compare(case: Case, references: _References, candidates: list[_Candidate]) -> None:
+    content = case.read()
+    sha256 = hashlib.sha256(content).hexdigest()
+    for one in candidates:
+        if one.side is None:
+            continue
+        blank = CaseResult(name=case.name, kind=case.kind, sha256=sha256, passed=False)
+        try:
+            reference = references.way(content, one.side.spec.size)
+            found = follow(content, one.side)
+            parting = part(reference, found, one.budget)
+        except U2ExportError as error:
+            one.cases.append(blank.model_copy(update={"reasons": (str(error),)}))
+            continue
+        result = CaseResult(
+            name=case.name,
+            kind=case.kind,
+            sha256=sha256,
+            passed=parting.stage is None,
+            stage=parting.stage.value if parting.stage else "",
+            reasons=parting.reasons,
+            difference=parting.difference,
+            contrast=parting.contrast,
+        )
+        one.cases.append(result)
+        if not result.passed or case.kind != "degenerate":
+            one.kept.append(Kept(one.party.name, case.name, content, reference, found))
+            one.kept.sort(key=lambda kept: _urgency(kept, one))
+            del one.kept[GALLERY:]
+
+
+def _urgency(kept: Kept, one: _Candidate) -> tuple[bool, float]:
+    case = next(case for case in one.cases if case.name == kept.case)
+    return (case.passed, -(case.difference.raw_mean if case.difference else 1.0))
+
+
+def _result(one: _Candidate) -> CandidateResult:
+    compared = [case for case in one.cases if case.difference is not None]
+    judgement = None
+    reasons: list[str] = []
+    if compared:
+        differences = [case.difference for case in compared if case.difference is not None]
+        judgement = judge(differences, [case.contrast or 0.0 for case in compared])
+        over = excess(judgement, one.budget)
+        reasons += [over] if over else []
+        if not judgement.subjects:
+            reasons.append("no picture has a subject, which proves nothing")
+    return CandidateResult(
+        party=one.party,
+        budget=one.budget,
+        cases=tuple(one.cases),
+        judgement=judgement,
+        reasons=tuple(reasons),
+        missing=one.missing,
+        notes=one.notes(),
+    )
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+
+def _properties(one: _Candidate, question: Question) -> Iterator[CaseResult]:
+    assert one.runner is not None
+    assert one.artifact is not None
+    assert one.side is not None
+    content = [case.read() for case in drawn(BATCH)]
+    inputs = [preprocess(_decoded(picture), one.side.spec) for picture in content[: len(SEEDS)]]
+    single = one.side.network(inputs[0])
+    yield _property("the same twice", [(single, one.side.network(inputs[0]))], one.budget)
+    if not question.thorough:
+        return
+    yield _batched(one, inputs)
+    yield _threaded(one, inputs[0], single, question)
+    yield _rebuilt(one, inputs[0], single, question)
+
+
+def _decoded(content: bytes) -> Image.Image:
+    return open_picture(io.BytesIO(content))
+
+
+def _batched(one: _Candidate, inputs: list[Array]) -> CaseResult:
+    assert one.runner is not None
+    assert one.side is not None
+    name = "a batch and its pictures alone"
+    most = one.runner.most or BATCH
+    count = min(BATCH, most)
+    if most == 1:
+        return _skipped(name, "it takes one picture at a time")
+    if one.runner.fewest > count:
+        return _skipped(name, f"it takes no batch of {count}")
+    chosen = [inputs[i % len(inputs)] for i in range(count)]
+    together = one.runner(np.concatenate(chosen))
+    pairs = [(one.side.network(x), y[0]) for x, y in zip(chosen, together, strict=True)]
+    return _property(name, pairs, one.budget)
+
+
+def _threaded(one: _Candidate, x: Array, expected: Array, question: Question) -> CaseResult:
+    assert one.artifact is not None
+    assert one.side is not None
+    name = "one thread and all"
+    if machine.usable_cpus() == 1:
+        return _skipped(name, "this machine has one CPU")
+    with registry.open_runner(one.artifact, question.device, 1) as alone:
+        found = _side(one.party.name, alone, one.side.spec).network(x)
+    return _property(name, [(expected, found)], one.budget)
+
+
+def _rebuilt(one: _Candidate, x: Array, expected: Array, question: Question) -> CaseResult:
+    assert one.artifact is not None
+    assert one.side is not None
+    name, facts = "rebuilt", one.artifact.facts
+    if one.artifact.foreign:
+        return _skipped(name, "u2export did not make it")
+    try:
+        source = weights.of(facts, question.weights)
+    except U2ExportError as error:
+        return _skipped(name, str(error))
+    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+        again = build.build(one.artifact.backend, _spec(facts), source, Path(folder))
+        with registry.open_runner(again, question.device, question.threads) as runner:
+            found = _side(one.party.name, runner, one.side.spec).network(x)
+    return _property(name, [(expected, found)], one.budget)
+
+
+def _spec(facts: Facts) -> ExportSpec:
+    """The request that an artifact answered, but for its opset, which it does not record."""
+    profile = facts.build.get("profile")
+    low, typical, high = map(int, (profile or "1:1:1").split(":"))
+    return ExportSpec(
+        MODELS[facts.model],
+        facts.size,
+        facts.precision,
+        facts.batch,
+        all_outputs=facts.outputs > 1,
+        profile=(low, typical, high) if profile else None,
+    )
+
+
+def _skipped(name: str, why: str) -> CaseResult:
+    return CaseResult(name=name, kind="property", passed=True, skipped=why)
+
+
+def _property(name: str, pairs: list[tuple[Array, Array]], budget: Budget) -> CaseResult:
+    """Judge maps that should be the same by the budget of their precision."""
+    worst: Difference | None = None
+    for reference, found in pairs:
+        difference = compare(reference, found)
+        if worst is None or difference.raw_mean > worst.raw_mean:
+            worst = difference
+    assert worst is not None
+    reasons = [
+        f"{name} {getattr(worst, name):.3g}, allowed {getattr(budget, name):g}"
+        for name in ("raw_max", "raw_mean")
+        if getattr(budget, name) is not None and not getattr(worst, name) <= getattr(budget, name)
+    ]
+    return CaseResult(
+        name=name,
+        kind="property",
+        passed=not reasons,
+        stage="raw saliency" if reasons else "",
+        reasons=tuple(reasons),
+    )
+
+
+def _machine() -> dict[str, str]:
+    cpu, features = machine.cpu_features()
+    return {
+        "system": platform.platform(),
+        "processor": cpu or platform.processor(),
+        "features": ", ".join(features),
+        "usable CPUs": str(machine.usable_cpus()),
+        "python": platform.python_version(),
+    }
