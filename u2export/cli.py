@@ -387,6 +387,36 @@ def parity(
 
 
 @app.command()
+def bisect(
+    candidate: Annotated[Path, typer.Argument(help="A model file that failed.")],
+    picture: Annotated[Path, typer.Option(help="A picture file on which it fails.")],
+    weights: Annotated[str | None, typer.Option(help="The weights it was made from.")] = None,
+    model: _FOREIGN_MODEL = None,
+    budget: Annotated[Path | None, typer.Option(help="A JSON file of budgets.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Measure every module, also after the first.")
+    ] = False,
+    as_json: _JSON = False,
+) -> None:
+    """Name the first PyTorch module at which a model file leaves its weights; status 6 if any."""
+    from u2export import judging
+    from u2export.parity.bisect import table
+
+    with phases() as phase:
+        phase("comparing module by module")
+        found = judging.bisected(
+            candidate,
+            picture,
+            given=weights,
+            model=model,
+            limits=judging.budgets(budget),
+            whole=whole,
+        )
+    print(found.model_dump_json(indent=1) if as_json else table(found))
+    judging.demand_bisected(found)
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
     as_json: _JSON = False,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from u2export.parity.text import table
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
 from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize, model_named
+
+if TYPE_CHECKING:  # it needs torch and onnx, which judging artifacts by each other does not
+    from u2export.parity.bisect import Bisection
 
 TORCH = "torch"
 BATCH = 8  # pictures in the batch that is compared with single calls
@@ -157,6 +160,50 @@ def budgets(path: Path | None) -> dict[Precision, Budget]:
         InputError: it is no budget file.
     """
     return read_budgets(path) if path else dict(BUDGETS)
+
+
+def bisected(
+    candidate: Path,
+    picture: Path,
+    *,
+    given: str | None = None,
+    model: str | None = None,
+    limits: dict[Precision, Budget] | None = None,
+    whole: bool = False,
+) -> Bisection:
+    """Name the first PyTorch module at which a model file leaves its weights.
+
+    Args:
+        candidate: the model file.
+        picture: a picture file on which it fails.
+        given: the weights file; by default the weights the file was made from.
+        model: for a file u2export did not make: the model it was made from.
+        limits: budgets by precision, instead of ours.
+        whole: measure every module, also after the first over the budget.
+
+    Raises:
+        U2ExportError: as `u2export.parity.bisect.bisect`, `u2export.weights.of` and
+            `u2export.pipeline.open_picture` say.
+    """
+    from u2export.parity.bisect import bisect
+
+    question = Question(TORCH, (candidate,), weights=given, model=model)
+    found = _opened(candidate, question)
+    if isinstance(found, DependencyError):
+        raise found
+    reference = _weights(question, [found])
+    x = preprocess(open_picture(picture), found.facts.picture)
+    return bisect(reference, found, x, (limits or BUDGETS)[found.facts.precision], whole=whole)
+
+
+def demand_bisected(found: Bisection) -> None:
+    """Refuse a file that leaves its reference somewhere.
+
+    Raises:
+        ParityError: it does.
+    """
+    if found.culprit:
+        raise ParityError(f"the first module over the budget is {found.culprit}")
 
 
 def text(report: Report) -> str:
