@@ -61,7 +61,7 @@ def test_each_figure_over_its_budget_is_named():
     good = judge([_difference()], [1.0])
     assert excess(good, BUDGETS[Precision.FP32]) == ""
     for figures, name in [
-        ({"raw_max": 2e-4}, "raw_max"),
+        ({"raw_max": 4e-4}, "raw_max"),
         ({"raw_mean": 2e-5}, "raw_mean"),
         ({"mask_mae": 2e-4}, "mask_mae"),
         ({"mask_iou": 0.9}, "worst_iou"),

@@ -34,7 +34,9 @@ class Budget(BaseModel):
     worst_boundary: float = 0.0
 
 
-# fp32: onnxruntime against PyTorch on real u2netp weights is within 2e-5 (photographs and noise).
+# fp32: on real u2netp weights onnxruntime is within 2e-5 of PyTorch in its usual memory layout, and
+# OpenVINO within 9e-5; PyTorch with channels last, as its runner computes, is up to 1.02e-4 from
+# onnxruntime in single pixels of one photograph in ten: that is the noise floor, times three.
 # fp16: emulated on real u2netp weights over eight photographs gives raw mean 0.0010 at worst, mask
 # MAE 0.0006, IoU 0.9976 (worst 0.996); the budget is about three times that.
 # bf16: emulated on real u2netp weights over 18 photographs gives MAE 0.0052, IoU 0.985 (worst
@@ -43,7 +45,7 @@ class Budget(BaseModel):
 # on 18 photographs; the defaults of NNCF and onnxruntime give 0.60 and 0.63.
 BUDGETS = {
     Precision.FP32: Budget(
-        raw_max=1e-4, raw_mean=1e-5, mask_mae=1e-4, mask_iou=0.999, worst_iou=0.998
+        raw_max=3e-4, raw_mean=1e-5, mask_mae=1e-4, mask_iou=0.999, worst_iou=0.998
     ),
     Precision.FP16: Budget(
         raw_max=None, raw_mean=3e-3, mask_mae=2e-3, mask_iou=0.99, worst_iou=0.98
