@@ -156,8 +156,9 @@ class FakeContext:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        channels = 3 if name == self._engine.names[0] else 1
-        return (self._shape[0], channels, *self._shape[2:])
+        if name == self._engine.names[0]:
+            return self._shape
+        return (self._shape[0], *self._engine.inner[name])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -208,6 +209,7 @@ class FakeEngine:
             self.session.get_inputs()[0].name,
             *(output.name for output in self.session.get_outputs()),
         ]
+        self.inner = {output.name: output.shape[1:] for output in self.session.get_outputs()}
         self.layers = _told(path)
         self.configs: list[SimpleNamespace] = []
 

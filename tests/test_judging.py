@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import onnx
 import parity_mutations as mutations
 import pytest
+from conftest import SMALL
 from onnx import numpy_helper
 from PIL import Image
 
-from u2export import judging, machine, registry, weights
+from u2export import build, judging, machine, registry, weights
 from u2export.artifact import Artifact
 from u2export.errors import ArtifactError, DependencyError, InputError, ParityError
 from u2export.parity import certificate, replay
@@ -26,12 +28,13 @@ from u2export.parity.metrics import boundary_f, compare, cosine
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.stages import Side, Stage, follow, part
 from u2export.pipeline import open_picture
-from u2export.spec import MODELS, PictureSpec, Precision
+from u2export.spec import MODELS, ExportSpec, PictureSpec, Precision
 from u2export.testing import assert_parity
 
 DEMO = MODELS["u2netp-demo"]
 SPEC = PictureSpec()
 FP32 = BUDGETS[Precision.FP32]
+WHOLE, ONNX = "u2netp-demo-fp32.onnx", "u2netp-demo-fp32-64-bN.onnx"
 
 
 # --- metrics ------------------------------------------------------------------------------------
@@ -261,22 +264,24 @@ def test_a_budget_file_that_makes_no_sense_is_refused(tmp_path: Path, text: str,
 
 
 @pytest.fixture
-def copied(exported: Path, tmp_path: Path) -> Path:
-    """The demo artifacts in a folder that may be written."""
-    for path in exported.glob("u2netp-demo-*"):
+def copied(small: Path, tmp_path: Path) -> Path:
+    """The demo artifacts of 64 pixels in a folder that may be written."""
+    for path in small.glob("u2netp-demo-*"):
         if path.suffix != ".engine" or machine.cuda().gpus:
             shutil.copy(path, tmp_path)
     return tmp_path
 
 
 def test_whole_exports_pass_and_carry_their_certificate(command, copied: Path):
-    names = ["u2netp-demo-fp16.onnx", "u2netp-demo-fp32.xml"]
-    done = command("parity", "torch", *names, "--json", "r.json", "--emulate", "fp16")
+    build.build("onnx", ExportSpec(DEMO, SMALL, Precision.FP16), weights.find(DEMO), copied)
+    names = ["u2netp-demo-fp16-64.onnx", "u2netp-demo-fp32-64-bN.xml"]
+    done = command("parity", "torch", *names, "--json", "r.json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("passed\n")
     report = Report.model_validate_json((copied / "r.json").read_text())
-    assert [one.party.name for one in report.candidates] == [*names, "emulated fp16"]
-    assert [one.party.how for one in report.candidates] == ["executed", "executed", "emulated"]
+    assert [(one.party.name, one.party.how) for one in report.candidates] == [
+        (name, "executed") for name in names
+    ]
     assert report.candidates[0].party.files == dict(registry.open_artifact(copied / names[0]).files)
     verified = command("verify", names[0])
     assert verified.returncode == 0, verified.stderr
@@ -284,45 +289,60 @@ def test_whole_exports_pass_and_carry_their_certificate(command, copied: Path):
     assert not (copied / "replays").exists()
 
 
+def test_an_emulated_precision_is_judged_beside_and_called_so(copied: Path, monkeypatch):
+    monkeypatch.setattr(judging, "degenerate", lambda large: [])
+    report, _ = judging.examine(
+        judging.Question("torch", (copied / ONNX,), emulate=(Precision.FP16,))
+    )
+    assert report.passed, judging.text(report)
+    executed, emulated = report.candidates
+    assert (executed.party.how, emulated.party.how) == ("executed", "emulated")
+    assert emulated.party.name == "emulated fp16"
+    # rounded to 11 bits at every step, and yet the same mask
+    assert executed.judgement.raw_mean < 1e-5 < emulated.judgement.raw_mean < 3e-3
+
+
 def test_an_artifact_that_was_never_judged_or_was_changed_does_not_verify(command, copied: Path):
-    never = command("verify", "u2netp-demo-fp32.onnx")
+    never = command("verify", ONNX)
     assert never.returncode == 6
     assert "was never judged: u2export parity torch" in never.stderr
-    path = copied / "u2netp-demo-fp32.onnx"
+    path = copied / ONNX
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    assert command("verify", "u2netp-demo-fp32.onnx").returncode == 4
+    assert command("verify", ONNX).returncode == 4
 
 
 def test_a_certificate_for_other_bytes_is_refused(copied: Path):
-    artifact = registry.open_artifact(copied / "u2netp-demo-fp32.onnx")
+    artifact = registry.open_artifact(copied / ONNX)
     certificate.certify(artifact, _candidate(), _report(_candidate()))
     artifact = registry.open_artifact(artifact.path)
     assert certificate.read(artifact).cases == 1
     checks = json.loads(json.dumps(artifact.checks))
-    checks["certificate"]["files"] = {"u2netp-demo-fp32.onnx": "0" * 64}
+    checks["certificate"]["files"] = {ONNX: "0" * 64}
     forged = dataclasses.replace(artifact, checks=checks)
-    (copied / "u2netp-demo-fp32.onnx.json").write_text(forged.manifest.text())
+    (copied / "u2netp-demo-fp32-64-bN.onnx.json").write_text(forged.manifest.text())
     with pytest.raises(ArtifactError, match="is for other bytes"):
         judging.verified(artifact.path)
 
 
 @pytest.fixture
-def broken(copied: Path) -> Path:
-    """A foreign file of which one layer is 5 % off."""
-    model = onnx.load(copied / "u2netp-demo-fp32.onnx")
+def broken(exported: Path, tmp_path: Path) -> Path:
+    """A foreign file of which one layer is 5 % off, beside the whole one."""
+    for name in (WHOLE, f"{WHOLE}.json"):
+        shutil.copy(exported / name, tmp_path)
+    model = onnx.load(tmp_path / WHOLE)
     index, values = mutations._weights_of(model, mutations.LAYER)
     item = model.graph.initializer[index]
     item.CopyFrom(numpy_helper.from_array(values * np.float32(1.05), item.name))
     del model.metadata_props[:]
-    onnx.save(model, copied / "broken.onnx")
-    return copied / "broken.onnx"
+    onnx.save(model, tmp_path / "broken.onnx")
+    return tmp_path / "broken.onnx"
 
 
 def test_a_broken_file_fails_and_its_replay_gives_the_same_verdict(command, broken: Path):
     words = ["--model", "u2netp-demo", "--json", "r.json"]
-    done = command("parity", "u2netp-demo-fp32.onnx", "broken.onnx", *words)
+    done = command("parity", WHOLE, "broken.onnx", *words)
     assert done.returncode == 6
     assert "at stage 'raw saliency': raw_max" in done.stdout
     assert done.stderr.count("error: ") == 1
@@ -334,7 +354,7 @@ def test_a_broken_file_fails_and_its_replay_gives_the_same_verdict(command, brok
     assert "nothing is different here" in again.stdout
 
 
-def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path, exported: Path):
+def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path):
     found = registry.open_artifact(broken, "u2netp-demo")
     content = next(iter(drawn(1))).read()
     with registry.open_runner(found) as runner:
@@ -352,6 +372,21 @@ def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path, expo
     assert any(line.startswith("onnxruntime 0.1 there, ") for line in told.changed)
 
 
+def test_a_name_that_is_no_text_is_reported_and_replayed(broken: Path):
+    picture = broken.with_name(os.fsdecode(b"k\xe4se.png"))
+    picture.write_bytes(next(drawn(1)).read())
+    whole = str(broken.with_name(WHOLE))
+    words = {"model": "u2netp-demo", "command": f"u2export --pictures {picture}"}
+    question = judging.Question(whole, (broken,), (picture,), **words)
+    report, kept = judging.examine(question)
+    out = broken.parent / "reports"
+    judging.write(report, kept, json_file=out / "r.json", html_file=out / "r.html")
+    read = Report.model_validate_json((out / "r.json").read_text())
+    assert "k?se.png" in [case.name for case in read.candidates[0].cases]
+    [replay_file] = judging.leave_replays(question, report, kept, out)
+    assert not judging.replayed(replay_file).passed
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip at all"])
 def test_what_is_no_replay_file_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "r.zip").write_bytes(content)
@@ -362,12 +397,12 @@ def test_what_is_no_replay_file_is_refused(tmp_path: Path, content: bytes):
 
 
 @pytest.mark.skipif(bool(machine.cuda().gpus), reason="this machine has a GPU: nothing is missing")
-def test_a_runtime_that_is_missing_is_status_3_unless_allowed(command, copied: Path, exported):
-    engine = exported / "u2netp-demo-fp32.engine"
-    done = command("parity", "torch", "u2netp-demo-fp32.onnx", engine)
+def test_a_runtime_that_is_missing_is_status_3_unless_allowed(command, copied: Path, small):
+    engine = small / "u2netp-demo-fp32-64-bN.engine"
+    done = command("parity", "torch", ONNX, engine)
     assert done.returncode == 3
     assert "was not judged" in done.stdout
-    done = command("parity", "torch", "u2netp-demo-fp32.onnx", engine, "--allow-missing")
+    done = command("parity", "torch", ONNX, engine, "--allow-missing")
     assert done.returncode == 0, done.stderr
     done = command("parity", "torch", engine, "--allow-missing")
     assert done.returncode == 6
@@ -379,11 +414,17 @@ def test_a_runtime_that_is_missing_is_status_3_unless_allowed(command, copied: P
     [
         (["torch"], "there is nothing to judge"),
         (["torch", "none.onnx"], "there is no artifact at none.onnx"),
-        (["none.onnx", "u2netp-demo-fp32.onnx"], "there is no artifact at none.onnx"),
-        (["torch", "u2netp-demo-fp32.onnx", "--cases", "some"], "cases must be quick or all"),
-        (["torch", "u2netp-demo-fp32.onnx", "--emulate", "int8"], "fp16 and bf16 can be emulated"),
-        (["torch", "u2netp-demo-fp32.onnx", "--pictures", "none"], "none cannot be read"),
-        (["torch", "u2netp-demo-fp32.onnx", "--weights", "random:0"], "is not what the artifact"),
+        (["none.onnx", ONNX], "there is no artifact at none.onnx"),
+        (["torch", ONNX, "--cases", "some"], "cases must be quick or all"),
+        (
+            ["torch", ONNX, "--emulate", "int8"],
+            "fp16 and bf16 can be emulated",
+        ),
+        (["torch", ONNX, "--pictures", "none"], "none cannot be read"),
+        (
+            ["torch", ONNX, "--weights", "random:0"],
+            "is not what the artifact",
+        ),
     ],
 )
 def test_a_question_that_makes_no_sense_is_status_2(command, copied: Path, words, sentence):
@@ -392,11 +433,9 @@ def test_a_question_that_makes_no_sense_is_status_2(command, copied: Path, words
     assert sentence in done.stderr
 
 
-def test_all_cases_judge_the_properties_too(copied: Path, small: Path):
+def test_all_cases_judge_the_properties_too(copied: Path):
     """On 64 pixels, where rebuilding and batches are quick."""
-    for path in small.glob("*.onnx*"):
-        shutil.copy(path, copied)
-    question = judging.Question("torch", (copied / "u2netp-demo-fp32-64-bN.onnx",), thorough=True)
+    question = judging.Question("torch", (copied / ONNX,), thorough=True)
     report, _ = judging.examine(question)
     assert report.passed, judging.text(report)
     properties = {c.name: c.skipped for c in report.candidates[0].cases if c.kind == "property"}
@@ -431,7 +470,9 @@ def test_a_budget_of_another_precision_is_not_taken(copied: Path, tmp_path: Path
     assert budget.raw_mean == 0
 
 
-def test_the_assertion_gives_the_report_or_raises_it(broken: Path, copied: Path):
-    assert assert_parity(copied / "u2netp-demo-fp32.onnx").passed
+def test_the_assertion_gives_the_report_or_raises_it(broken: Path, small: Path, tmp_path: Path):
+    for path in small.glob("*.onnx*"):
+        shutil.copy(path, tmp_path)
+    assert assert_parity(tmp_path / ONNX).passed
     with pytest.raises(AssertionError, match=r"failed 'drawn .*' at stage 'raw saliency'"):
-        assert_parity(broken, copied / "u2netp-demo-fp32.onnx", model="u2netp-demo")
+        assert_parity(broken, broken.with_name(WHOLE), model="u2netp-demo")

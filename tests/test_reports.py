@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from u2export.errors import InputError
-from u2export.parity import github, html, junit
+from u2export.parity import github, html, junit, words
 from u2export.parity.budgets import Budget, Judgement
 from u2export.parity.metrics import Difference
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
+from u2export.parity.shown import Shown
 
 BUDGET = Budget(
     raw_max=None, raw_mean=3e-3, mask_mae=2e-3, mask_iou=0.99, worst_iou=0.98, worst_boundary=0.8
@@ -107,52 +108,52 @@ NOT_PASSED = {
 }
 
 
-def _shown(candidate: str = "good.onnx", case: str = "drawn 1") -> html.Shown:
+def _shown(candidate: str = "good.onnx", case: str = "drawn 1") -> Shown:
     """A picture twice as wide as high, and masks of 64 pixels that differ in the right half."""
     picture = np.full((100, 200, 3), (10, 200, 30), np.uint8)
     reference = np.zeros((64, 64), np.float32)
     found = reference.copy()
     found[:, 32:] = 0.75
-    return html.Shown(candidate, case, picture, reference, found)
+    return Shown(candidate, case, picture, reference, found)
 
 
 # --- the verdict in words ------------------------------------------------------------------------
 
 
 def test_a_pass_is_said_with_the_number_of_cases_that_it_rests_on():
-    assert github.why(PASSED) == "good.onnx stayed within budget: 1 case passed, 1 skipped"
+    assert words.why(PASSED) == "good.onnx stayed within budget: 1 case passed, 1 skipped"
 
 
 def test_a_failure_names_the_candidate_the_first_case_and_its_stage():
-    assert github.why(FAILED) == (
+    assert words.why(FAILED) == (
         "bad.xml: 1 of 2 cases failed, the first is 'cat.jpg' at stage 'raw saliency'"
     )
 
 
 def test_a_missing_candidate_is_a_failure_unless_that_is_allowed():
-    assert github.why(MISSING) == "gone.engine: could not be judged: TensorRT is not installed"
-    assert github.why(MISSING.model_copy(update={"allow_missing": True})) == (
+    assert words.why(MISSING) == "gone.engine: could not be judged: TensorRT is not installed"
+    assert words.why(MISSING.model_copy(update={"allow_missing": True})) == (
         "good.onnx stayed within budget: 1 case passed; missing, which was allowed: gone.engine"
     )
 
 
 def test_judging_nothing_is_called_a_proof_of_nothing():
     nothing = "nothing was judged, which proves nothing: "
-    assert github.why(_report()) == nothing + "there is no candidate"
+    assert words.why(_report()) == nothing + "there is no candidate"
     absent = _report(_absent(), allow_missing=True)
-    assert github.why(absent) == nothing + "every candidate is missing"
-    assert "no picture with a subject" in github.why(NOT_PASSED["no subject"])
+    assert words.why(absent) == nothing + "every candidate is missing"
+    assert "no picture with a subject" in words.why(NOT_PASSED["no subject"])
 
 
 def test_what_fails_over_all_pictures_is_said_although_each_case_passed():
-    assert github.why(NOT_PASSED["over the budget of all pictures"]) == "good.onnx: mask_mae 0.01"
+    assert words.why(NOT_PASSED["over the budget of all pictures"]) == "good.onnx: mask_mae 0.01"
 
 
 def test_of_many_failed_candidates_three_are_named():
     many = _report(*(_candidate(_failed(), name=f"{i}.onnx") for i in range(5)))
-    assert github.why(many).count("cases failed") == 0
-    assert github.why(many).count("1 of 1 case failed") == 3
-    assert github.why(many).endswith("; and 2 more")
+    assert words.why(many).count("cases failed") == 0
+    assert words.why(many).count("1 of 1 case failed") == 3
+    assert words.why(many).endswith("; and 2 more")
 
 
 # --- GitHub --------------------------------------------------------------------------------------
@@ -234,6 +235,25 @@ def test_markdown_is_escaped_and_a_name_stays_in_its_cell():
     text = github.summary(_report(_candidate(_case(HOSTILE), _case("_a_ raw_max [x](y)"))))
     assert r"| \<script\>alert(1)\</script\> a\|b,c: 100% ::error::x |" in text
     assert r"| \_a\_ raw_max \[x\](y) |" in text
+
+
+def test_a_summary_draws_the_masks_side_by_side_and_where_they_differ():
+    text = github.summary(FAILED, [_shown("bad.xml", "drawn 2")])
+    lines = text.split("bad.xml on drawn 2:\n\n```text\n")[1].split("\n```")[0].splitlines()
+    assert len(lines) == 1 + 18
+    # the reference is empty; the candidate's right half is 0.75, whose square root is 0.87
+    right = "▓" * 18
+    apart = "▓" * 18
+    assert lines[1] == " " * 36 + "  " + " " * 18 + right + "  " + " " * 18 + apart
+    small = Shown("a", "b", np.zeros((3, 3, 3), np.uint8), *(np.ones((3, 3), np.float32),) * 2)
+    drawn = github.summary(FAILED, [small]).split("```text\n")[1].splitlines()
+    assert drawn[1].split() == ["█" * 36] * 2
+    sizes = Shown("a", "b", small.picture, small.reference, np.ones((2, 2), np.float32))
+    assert "the masks are of different sizes" in github.summary(FAILED, [sizes])
+
+
+def test_only_the_first_few_cases_are_drawn():
+    assert github.summary(FAILED, [_shown()] * 9).count("```text") == 4
 
 
 def test_a_summary_of_very_many_cases_stays_below_what_github_takes():
@@ -412,7 +432,7 @@ def test_the_page_begins_with_the_verdict_in_words_and_why():
     passed, failed = _Page(html.page(PASSED, [])), _Page(html.page(FAILED, []))
     assert "✔ passed good.onnx stayed within budget: 1 case passed, 1 skipped." in passed.text
     assert "FAILED" not in passed.text
-    assert f"✘ FAILED {github.why(FAILED)}." in failed.text
+    assert f"✘ FAILED {words.why(FAILED)}." in failed.text
 
 
 @pytest.mark.parametrize("report", NOT_PASSED.values(), ids=NOT_PASSED)
@@ -539,14 +559,14 @@ def test_the_page_tells_of_a_shown_case_whether_it_passed():
 @pytest.mark.parametrize(("shape", "size"), [((1, 1), (320, 320)), ((300, 1), (64, 320))])
 def test_a_picture_of_hardly_any_pixels_is_shown_large_enough_to_be_seen(shape, size):
     masks = np.zeros((64, 64), np.float32)
-    tiny = html.Shown("good.onnx", "1xN", np.zeros((*shape, 3), np.uint8), masks, masks)
+    tiny = Shown("good.onnx", "1xN", np.zeros((*shape, 3), np.uint8), masks, masks)
     sizes = {_decoded(source).size for source in _Page(html.page(PASSED, [tiny])).sources()}
     assert sizes == {size}
 
 
 def test_masks_of_different_sizes_are_shown_without_a_difference():
     masks = np.zeros((64, 64), np.float32), np.zeros((32, 32), np.float32)
-    shown = html.Shown("good.onnx", "drawn 1", np.zeros((9, 9, 3), np.uint8), *masks)
+    shown = Shown("good.onnx", "drawn 1", np.zeros((9, 9, 3), np.uint8), *masks)
     page = _Page(html.page(PASSED, [shown]))
     assert len(page.sources()) == 3
     assert "the masks are of different sizes" in page.text

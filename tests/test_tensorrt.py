@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import fakes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from u2export import artifact as artifacts
 from u2export import build, machine, registry, weights
@@ -31,6 +32,9 @@ from u2export.errors import (
     ParityError,
 )
 from u2export.executed import check
+from u2export.parity.bisect import bisect
+from u2export.parity.budgets import BUDGETS
+from u2export.pipeline import preprocess
 from u2export.run import Segmenter
 from u2export.spec import MODELS, Device, ExportSpec, Precision, RunSpec
 
@@ -637,6 +641,42 @@ def test_a_process_that_built_an_engine_ends_in_peace(exported: Path, tmp_path: 
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert (done.returncode, done.stdout) == (0, "built\n"), done.stderr
+
+
+def test_an_engine_is_bisected_by_outputs_marked_in_another_one(
+    gpu, parent, folder, tmp_path, monkeypatch
+):
+    """RTX really builds the engine with 119 outputs more; what runs is acted, with a fault."""
+    module, build_apart = "stage3.rebnconv2", tensorrt._built_apart
+
+    def acted(order: tensorrt.Order, content: bytes) -> bytes:
+        engine = build_apart(order, content)
+        model = onnx.load_from_string(content)
+        node = next(n for n in model.graph.node if n.name.startswith(f"{module}."))
+        item = next(i for i in model.graph.initializer if i.name == node.input[1])
+        item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 2, item.name))
+        onnx.save(model, tmp_path / "marked.onnx")
+        digest = hashlib.sha256(engine).hexdigest()
+        gpu[1].sources[digest] = (tmp_path / "marked.onnx", order.profile)
+        return engine
+
+    monkeypatch.setattr(tensorrt, "_built_apart", acted)
+    engine = registry.open_artifact(folder / "u2netp-demo-fp32-64-bN.engine")
+    x = preprocess(draw(1_000_004).picture, engine.facts.picture)
+    found = bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
+    assert (found.culprit, found.unmatched) == (module, ())
+    assert len(found.modules) == 119
+    parent.path.unlink()
+    with pytest.raises(InputError, match="the ONNX artifact it was built from is not beside it"):
+        bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
+
+
+@pytest.mark.gpu
+def test_a_whole_engine_has_no_culprit_on_a_real_gpu(exported: Path):
+    engine = registry.open_artifact(exported / "u2netp-demo-fp16.engine")
+    x = preprocess(draw(1_000_004).picture, engine.facts.picture)
+    found = bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP16])
+    assert (found.culprit, found.unmatched) == ("", ())
 
 
 @pytest.mark.gpu

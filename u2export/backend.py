@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from u2export.executed import Executed
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
 Array = NDArray[np.float32]
+Tensors = Mapping[str, Array]
 
 
 class Runner(ABC):
@@ -197,6 +198,8 @@ class Backend:
         unfit: why an artifact cannot run on this machine though its runtime can, as a phrase.
         stored: the precision of the values in a foreign file.
         accepts: whether the runtime loads this ONNX file; raises whatever it likes if not.
+        tensors: the saliency and the float32 tensors that these modules give, by module, for one
+            input; a module the file does not name is left out.
         digest_mark: stands before the digest in its model files.
     """
 
@@ -222,6 +225,7 @@ class Backend:
     unfit: Callable[[Artifact], str] = lambda artifact: ""
     stored: Callable[[Path], Precision] | None = None
     accepts: Callable[[bytes], object] | None = None
+    tensors: Callable[[Artifact, Array, Sequence[str]], tuple[Array, Tensors]] | None = None
     digest_mark: str = DIGEST_MARK
 
 

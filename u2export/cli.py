@@ -378,7 +378,7 @@ def parity(
     print(judging.text(report))
     judging.write(report, kept, json_file=json_file, junit_file=junit, html_file=html)
     if github:
-        judging.tell_github(report)
+        judging.tell_github(report, kept)
     for sentence in judging.certify(question, report):
         say(sentence)
     for path in judging.leave_replays(question, report, kept, replays):
@@ -388,6 +388,10 @@ def parity(
 
 @app.command()
 def bisect(
+    reference: Annotated[
+        str,
+        typer.Argument(help="'torch': the weights it was made from; or a model file of the same."),
+    ],
     candidate: Annotated[Path, typer.Argument(help="A model file that failed.")],
     picture: Annotated[Path, typer.Option(help="A picture file on which it fails.")],
     weights: Annotated[str | None, typer.Option(help="The weights it was made from.")] = None,
@@ -396,15 +400,17 @@ def bisect(
     whole: Annotated[
         bool, typer.Option("--whole", help="Measure every module, also after the first.")
     ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the error's growth.")] = None,
     as_json: _JSON = False,
 ) -> None:
-    """Name the first PyTorch module at which a model file leaves its weights; status 6 if any."""
+    """Name the first PyTorch module at which a model file leaves its reference; status 6 if any."""
     from u2export import judging
     from u2export.parity.bisect import table
 
     with phases() as phase:
         phase("comparing module by module")
         found = judging.bisected(
+            reference,
             candidate,
             picture,
             given=weights,
@@ -413,6 +419,8 @@ def bisect(
             whole=whole,
         )
     print(found.model_dump_json(indent=1) if as_json else table(found))
+    if html:
+        judging.show_growth(found, f"{candidate.name} against {reference}", html)
     judging.demand_bisected(found)
 
 

@@ -30,8 +30,10 @@ from u2export.parity.budgets import read as read_budgets
 from u2export.parity.cases import QUICK, SEEDS, Case, degenerate, drawn, yours
 from u2export.parity.metrics import Difference, compare
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
+from u2export.parity.shown import Shown
 from u2export.parity.stages import Side, Way, follow, part
 from u2export.parity.text import table
+from u2export.parity.words import printable
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
 from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize, model_named
@@ -131,7 +133,8 @@ def leave_replays(question: Question, report: Report, kept: list[Kept], folder: 
     written = []
     for path, result in zip(question.candidates, report.candidates, strict=False):
         failed = {case.name: case for case in result.failed}
-        one = next((k for k in kept if k.candidate == path.name and k.case in failed), None)
+        name = printable(path.name)
+        one = next((k for k in kept if k.candidate == name and k.case in failed), None)
         artifact = _opened(path, question)
         if one is None or not isinstance(artifact, Artifact):
             continue
@@ -143,11 +146,11 @@ def leave_replays(question: Question, report: Report, kept: list[Kept], folder: 
             party=result.party,
             budget=result.budget,
             case=failed[one.case],
-            artifact=path.name,
+            artifact=name,
             model=artifact.facts.model if artifact.foreign else None,
             resample=question.resample,
         )
-        target = folder / f"{path.name}.replay.zip"
+        target = folder / f"{name}.replay.zip"
         replay.write(target, notes, artifact, one.content, one.reference, one.found)
         written.append(target)
     return written
@@ -163,6 +166,7 @@ def budgets(path: Path | None) -> dict[Precision, Budget]:
 
 
 def bisected(
+    reference: str,
     candidate: Path,
     picture: Path,
     *,
@@ -171,12 +175,14 @@ def bisected(
     limits: dict[Precision, Budget] | None = None,
     whole: bool = False,
 ) -> Bisection:
-    """Name the first PyTorch module at which a model file leaves its weights.
+    """Name the first PyTorch module at which a model file leaves its reference.
 
     Args:
+        reference: `torch` for the weights the candidate was made from, or another model file of
+            the same weights.
         candidate: the model file.
         picture: a picture file on which it fails.
-        given: the weights file; by default the weights the file was made from.
+        given: the weights file; by default the weights the files were made from.
         model: for a file u2export did not make: the model it was made from.
         limits: budgets by precision, instead of ours.
         whole: measure every module, also after the first over the budget.
@@ -187,13 +193,41 @@ def bisected(
     """
     from u2export.parity.bisect import bisect
 
-    question = Question(TORCH, (candidate,), weights=given, model=model)
-    found = _opened(candidate, question)
-    if isinstance(found, DependencyError):
-        raise found
-    reference = _weights(question, [found])
-    x = preprocess(open_picture(picture), found.facts.picture)
-    return bisect(reference, found, x, (limits or BUDGETS)[found.facts.precision], whole=whole)
+    other = None if reference == TORCH else Path(reference)
+    question = Question(reference, (candidate,), weights=given, model=model)
+    found = [_opened(path, question) for path in ((candidate, other) if other else (candidate,))]
+    artifacts = [one for one in found if isinstance(one, Artifact)]
+    for one in found:
+        if isinstance(one, DependencyError):
+            raise one
+    facts = artifacts[0].facts
+    x = preprocess(open_picture(picture), facts.picture)
+    if artifacts[-1].facts.size != facts.size:
+        raise InputError(f"{reference} and {candidate} are for pictures of different sizes")
+    return bisect(
+        _weights(question, artifacts),
+        artifacts[0],
+        x,
+        (limits or BUDGETS)[facts.precision],
+        reference=artifacts[1] if other else None,
+        whole=whole,
+    )
+
+
+def show_growth(found: Bisection, title: str, path: Path) -> None:
+    """Write a page with the plot of the error's growth.
+
+    Raises:
+        InputError: the place cannot be written.
+        DependencyError: what the plot needs is not installed.
+    """
+    try:
+        from u2export.parity import growth
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"this form needs {error.name}: pip install 'u2export[parity]'"
+        ) from error
+    _write_text(path, growth.page(found, title))
 
 
 def demand_bisected(found: Bisection) -> None:
@@ -235,18 +269,21 @@ def write(
         if html_file:
             from u2export.parity import html
 
-            shown = [
-                html.Shown(k.candidate, k.case, k.picture, k.reference.stretched, k.found.stretched)
-                for k in kept
-            ]
-            _write_text(html_file, html.page(report, shown))
+            _write_text(html_file, html.page(report, _shown(kept)))
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"this form needs {error.name}: pip install 'u2export[parity]'"
         ) from error
 
 
-def tell_github(report: Report) -> None:
+def _shown(kept: list[Kept]) -> list[Shown]:
+    return [
+        Shown(k.candidate, k.case, k.picture, k.reference.stretched, k.found.stretched)
+        for k in kept
+    ]
+
+
+def tell_github(report: Report, kept: list[Kept]) -> None:
     """Print annotations, and append to the summary of the running step, if there is one.
 
     Raises:
@@ -260,9 +297,20 @@ def tell_github(report: Report) -> None:
     if summary:
         try:
             with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(github.summary(report))
+                file.write(github.summary(report, _shown(_urgent(report, kept))))
         except OSError as error:
             raise InputError(f"{summary} cannot be written: {error.strerror}") from error
+
+
+def _urgent(report: Report, kept: list[Kept]) -> list[Kept]:
+    """The cases that failed, one of each candidate first; where none did, the worst ones."""
+    failed = {(one.party.name, case.name) for one in report.candidates for case in one.failed}
+    seen: dict[str, int] = {}
+    rank = {}
+    for k in kept:
+        seen[k.candidate] = seen.get(k.candidate, 0) + 1
+        rank[id(k)] = ((k.candidate, k.case) not in failed, seen[k.candidate])
+    return sorted(kept, key=lambda k: rank[id(k)])
 
 
 def demand(report: Report) -> None:
@@ -438,7 +486,7 @@ def examine(
             one.cases.extend(_properties(one, question))
         report = Report(
             created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=question.command,
+            command=printable(question.command),
             machine=_machine(),
             versions=versions(),
             reference=_party(reference, "", ""),
@@ -576,7 +624,7 @@ def _side(name: str, runner: Runner, spec: PictureSpec) -> Side:
 
 def _party(artifact: Artifact, runtime: str, ran: str) -> Party:
     return Party(
-        name=artifact.path.name,
+        name=printable(artifact.path.name),
         backend=artifact.backend,
         precision=str(artifact.facts.precision),
         files=dict(artifact.files),

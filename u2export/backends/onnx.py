@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 import onnxruntime as ort
 
 from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
-from u2export.backend import Array, Backend, Runner, facts_for
+from u2export.backend import Array, Backend, Runner, Tensors, facts_for
 from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
-from u2export.machine import cuda
+from u2export.machine import cuda, usable_cpus
 from u2export.progress import say
 from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision, RunSpec
 
@@ -236,6 +237,38 @@ def accepts(model: bytes) -> object:
     return ort.InferenceSession(model, _options(1), providers=[PROVIDERS[Device.CPU]])
 
 
+def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
+    """Run a copy of an ONNX file that gives its modules' tensors as well.
+
+    Graph optimisation is off. A fused graph has no such tensors: onnxruntime makes one kernel of
+    convolution and ReLU, and of quantized operations with what is around them. Asked for the
+    tensors, it would leave those operations apart, so that some were optimised and some not; off,
+    every node computes what the file says and nothing else.
+    """
+    import onnx
+
+    from u2export.graph.marked import mark
+
+    try:
+        model = onnx.load(artifact.path)
+    except Exception as error:  # protobuf's exceptions are not public, and a file may have others
+        raise ArtifactError(f"{artifact.path} cannot be read as ONNX: {error}") from error
+    first = model.graph.output[0].name
+    found = mark(model, names)
+    options = _options(usable_cpus())
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=[PROVIDERS[Device.CPU]]
+        )
+        results = session.run([first, *found.values()], {session.get_inputs()[0].name: x})
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"onnxruntime {ort.__version__} failed: {reason}") from error
+    saliency, *shown = [np.asarray(y, np.float32) for y in results]
+    return saliency, dict(zip(found, shown, strict=True))
+
+
 def read_facts(path: Path) -> str | None:
     """Read the facts embedded in an ONNX file, or None in a foreign one."""
     options = _options(1)
@@ -264,4 +297,5 @@ BACKEND = Backend(
     missing_device=missing_device,
     stored=stored,
     accepts=accepts,
+    tensors=tensors,
 )

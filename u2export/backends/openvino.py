@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from openvino.passes import ConstantFolding, Manager
 
 from u2export import artifact as artifacts
 from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
-from u2export.backend import Array, Backend, Runner, facts_for
+from u2export.backend import Array, Backend, Runner, Tensors, facts_for
 from u2export.errors import ArtifactError, DependencyError, ExportError, InputError
 from u2export.executed import UNKNOWN, Executed, Layer
-from u2export.machine import compiled_folder
+from u2export.machine import compiled_folder, usable_cpus
 from u2export.progress import say
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
@@ -332,6 +332,56 @@ def accepts(model: bytes) -> object:
     return ov.Core().compile_model(ov.Core().read_model(model), "CPU")
 
 
+def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
+    """Run an OpenVINO model that gives its modules' tensors as well, with float32 arithmetic.
+
+    A tensor that goes into a quantizer is given as it comes out of it.
+    """
+    model = _read(artifact.path)
+    found = _places(model, names)
+    settings = {
+        "INFERENCE_PRECISION_HINT": HINTS[Precision.FP32],
+        "INFERENCE_NUM_THREADS": usable_cpus(),
+    }
+    with _failing():
+        added = model.add_outputs(list(found.values()))
+        indices = [model.get_result_index(port) for port in added]
+        compiled = ov.Core().compile_model(model, DEVICES[Device.CPU], settings)
+        request = compiled.create_infer_request()
+        request.infer([x])
+        saliency, *shown = [_owned(request, i) for i in (0, *indices)]
+    return saliency, dict(zip(found, shown, strict=True))
+
+
+def _places(model: ov.Model, names: Sequence[str]) -> dict[str, Any]:
+    """Find the outputs of nodes that hold modules' outputs: by friendly name, else by tensor's."""
+    nodes, by_tensor = {}, {}
+    for node in model.get_ordered_ops():
+        if node.get_output_size():
+            nodes[node.get_friendly_name()] = node.output(0)
+            by_tensor.update(dict.fromkeys(node.output(0).get_names(), node.output(0)))
+    places = {name: nodes.get(name, by_tensor.get(name)) for name in names}
+    return {name: _dequantized(place) for name, place in places.items() if place is not None}
+
+
+def _dequantized(place: Any) -> Any:
+    """Follow an output through the one quantizer that is all that takes it, as in ONNX files.
+
+    One that came from an ONNX file gives whole numbers, and its dequantizer comes in pieces.
+    """
+    end = _only_user(place, {"FakeQuantize"})
+    after = end
+    while after is not None:
+        end, after = after, _only_user(after, {"Convert", "Subtract", "Multiply"})
+    return end if end is not None and end.get_element_type().is_real() else place
+
+
+def _only_user(place: Any, kinds: set[str]) -> Any:
+    users = [port.get_node() for port in place.get_target_inputs()]
+    fits = len(users) == 1 and users[0].get_type_name() in kinds
+    return users[0].output(0) if fits else None
+
+
 BACKEND = Backend(
     name="openvino",
     suffixes=(".xml",),
@@ -352,5 +402,6 @@ BACKEND = Backend(
     proof_at_open=(Device.CPU, Device.GPU),
     missing_device=missing_device,
     accepts=accepts,
+    tensors=tensors,
     digest_mark=DIGEST_MARK,
 )

@@ -6,6 +6,7 @@ builder flag changes it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -14,16 +15,19 @@ import math
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from u2export import artifact as artifacts
 from u2export import steady
 from u2export.artifact import Artifact, Facts
-from u2export.backend import Array, Backend, Runner, Setting, facts_for
+from u2export.backend import Array, Backend, Runner, Setting, Tensors, facts_for
 from u2export.cudacall import CudaCall, CudaRuntime, Shape
 from u2export.errors import (
     ArtifactError,
@@ -33,7 +37,7 @@ from u2export.errors import (
     U2ExportError,
 )
 from u2export.executed import UNKNOWN, Executed, Layer
-from u2export.machine import cuda
+from u2export.machine import cuda, usable_cpus
 from u2export.progress import say
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
@@ -362,7 +366,7 @@ class _Engine:
         self.names = names
         self._input = next(n for n in names if engine.get_tensor_mode(n) == inputs)
         self.type = engine.get_tensor_dtype(self._input)
-        self._outputs = [n for n in names if n != self._input]
+        self.outputs = [n for n in names if n != self._input]
         self.batch = engine.get_tensor_shape(self._input)[0]
         self.shape = tuple(engine.get_tensor_shape(self._input))
         self.limits: tuple[int, int | None] = (1, None)
@@ -380,11 +384,11 @@ class _Engine:
         unknown = self._context.infer_shapes()
         if unknown:
             raise ExportError(f"TensorRT cannot tell the shape of {', '.join(unknown)}")
-        return [tuple(self._context.get_tensor_shape(name)) for name in self._outputs]
+        return [tuple(self._context.get_tensor_shape(name)) for name in self.outputs]
 
     def bind(self, addresses: Sequence[int]) -> None:
         """Tell the context where its tensors are."""
-        for name, address in zip([self._input, *self._outputs], addresses, strict=True):
+        for name, address in zip([self._input, *self.outputs], addresses, strict=True):
             if not self._context.set_tensor_address(name, address):
                 raise ExportError(f"TensorRT refuses the address of {name}")
 
@@ -470,6 +474,15 @@ class TensorrtRunner(Runner):
 
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
         return tuple(self._call(x))
+
+    def named(self, x: Array) -> dict[str, Array]:
+        """Compute every output of an engine by its name, whatever their shapes.
+
+        Args:
+            x: as for a call.
+        """
+        self._check(x)
+        return dict(zip(self._work.outputs, self._call(np.ascontiguousarray(x)), strict=True))
 
     def _executed(self) -> Executed:
         """Ask the engine inspector, whose notes are complete since engines are built for it."""
@@ -610,6 +623,71 @@ def accepts(model: bytes) -> object:
     return network
 
 
+def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
+    """Run an engine, built for this, whose modules' tensors are marked as outputs.
+
+    An engine shows nothing but its outputs, so another one is built, of the same flavour and batch,
+    from the ONNX artifact that lies beside it.
+
+    Raises:
+        InputError: that ONNX artifact is not there.
+        DependencyError: TensorRT or the GPU is not there.
+        ExportError: TensorRT cannot build or run it.
+    """
+    import onnx
+
+    from u2export.graph.marked import mark
+
+    reason = missing_device(Device.CUDA)
+    if reason:
+        raise DependencyError(f"{artifact.path} cannot be run here: {reason}")
+    parent = _parent_beside(artifact)
+    model = onnx.load_from_string(_readable(parent))
+    found = mark(model, names)
+    facts = artifact.facts
+    order = Order(
+        flavour=choose(facts.build.get("flavour")),
+        name=parent.name,
+        size=facts.size,
+        profile=_profile_of(facts),
+        targets=[],
+    )
+    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+        path = Path(folder) / artifact.path.name
+        path.write_bytes(_built_apart(order, model.SerializeToString(deterministic=True)))
+        asked = RunSpec(Device.CUDA, usable_cpus())
+        with closing(TensorrtRunner(dataclasses.replace(artifact, path=path), asked)) as runner:
+            given = runner.named(x)
+    first = model.graph.output[0].name
+    return given[first], {name: given[output] for name, output in found.items()}
+
+
+def _parent_beside(artifact: Artifact) -> Path:
+    """The ONNX artifact an engine was built from, found by its weights, precision and size."""
+    for path in sorted(artifact.path.parent.glob("*.onnx")):
+        if not artifacts.manifest_path(path).is_file():
+            continue
+        try:
+            facts = artifacts.read(path).facts
+        except ArtifactError:
+            continue  # whatever it is, it is not what the engine was built from
+        kinds = ("weights", "precision", "size", "outputs")
+        if all(getattr(facts, kind) == getattr(artifact.facts, kind) for kind in kinds):
+            return path
+    raise InputError(
+        f"{artifact.path} shows its tensors only when it is built again, and the ONNX artifact "
+        "it was built from is not beside it: export it again there"
+    )
+
+
+def _profile_of(facts: Facts) -> tuple[int, int, int] | None:
+    text = facts.build.get("profile")
+    if text is None:
+        return None
+    low, typical, high = map(int, text.split(":"))
+    return low, typical, high
+
+
 BACKEND = Backend(
     name="tensorrt",
     suffixes=(".engine",),
@@ -637,4 +715,5 @@ BACKEND = Backend(
     missing_device=missing_device,
     unfit=unfit,
     accepts=accepts,
+    tensors=tensors,
 )

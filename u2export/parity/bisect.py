@@ -6,13 +6,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -20,25 +17,25 @@ from torch import nn
 
 from u2export import checkpoint, registry
 from u2export.artifact import Artifact
-from u2export.backend import Array
-from u2export.errors import ArtifactError, ExportError, InputError
-from u2export.machine import usable_cpus
+from u2export.backend import Array, Tensors
+from u2export.errors import InputError
 from u2export.parity.budgets import MIN_CONTRAST, Budget
 from u2export.parity.metrics import Difference, compare
 from u2export.u2net import ConvBlock, U2Net
 
 # A relative error that is no fault: a module's own float32 rounding, measured on the picture
-# against float64, times ROUNDINGS, and never less than NOISE. Whole fp32 exports of demo weights
-# reach 1.3 times that rounding and 2.2e-6 (onnxruntime and OpenVINO, three drawn pictures).
+# against float64, times ROUNDINGS, and never less than NOISE. Whole fp32 exports reach 3.7 times
+# that rounding (onnxruntime and OpenVINO, real and demo weights, 14 pictures); the rounding itself
+# is up to 1.3e-4 on real u2netp weights.
 NOISE = 1e-5
 ROUNDINGS = 6
 # Pearson's: below it a tensor is taken for another one, unless its effect is the same.
 CORRELATED = 0.5
 SAME_EFFECT = 0.5  # share of the effect by which the candidate's own saliency may be missed
 _TINY = 32  # pixels; what feeds what is the same at every size
-_WIDTH = 110
-_ERRORS_ONLY = 3  # onnxruntime's log severity
-Tensors = Mapping[str, Array]
+_WIDTH = 118
+_BAR = (-7.0, 1.0)  # logarithms of the relative error at which a bar in the table is empty and full
+_BAR_WIDTH = 16
 
 
 class ModuleError(BaseModel):
@@ -87,7 +84,13 @@ class Bisection(BaseModel):
 
 
 def bisect(
-    reference: Artifact, candidate: Artifact, x: Array, budget: Budget, *, whole: bool = False
+    source: Artifact,
+    candidate: Artifact,
+    x: Array,
+    budget: Budget,
+    *,
+    reference: Artifact | None = None,
+    whole: bool = False,
 ) -> Bisection:
     """Name the first module at which an exported network leaves its reference.
 
@@ -97,28 +100,34 @@ def bisect(
     into a quantizer is taken as it comes out of it, which is what the next module gets.
 
     Args:
-        reference: weights.
-        candidate: an ONNX or OpenVINO file whose nodes or tensors are named after modules, as ours
-            are and stay when they are quantized.
+        source: the weights; PyTorch's tensors are what is compared with.
+        candidate: a file whose nodes or tensors are named after modules, as ours are and stay when
+            they are quantized.
         x: (1,3,size,size) float32 network input.
         budget: `raw_max`, `raw_mean` and `mask_iou` are judged, the last only where the
             reference's map has a subject.
+        reference: a file of these weights whose tensors are compared with instead of PyTorch's.
         whole: inject every module's tensor beyond float noise, also after the culprit.
 
     Raises:
-        InputError: the candidate's backend shows no tensors of modules, the reference is no
-            weights file, or the input is not one picture of the candidate's size.
-        DependencyError: the candidate's runtime is not there.
+        InputError: a file's backend shows no tensors of modules, the source is no weights file,
+            or the input is not one picture of the candidate's size.
+        DependencyError: a runtime is not there.
         ArtifactError: a file is damaged, or its runtime refuses it.
-        ExportError: the runtime failed.
+        ExportError: a runtime failed.
         ParityError: the reference itself gives NaN or infinite values.
     """
-    _refuse(reference, candidate, x)
-    with registry.open_runner(candidate) as runner:
-        filled = np.repeat(x, runner.fewest, axis=0)
-        normal = runner(filled)[:1]
-    network = _Reference(checkpoint.network(reference, lambda note: None), x)
-    saliency, tensors = _READERS[candidate.backend](candidate.path, filled, tuple(network.outputs))
+    if source.backend != "torch":
+        raise InputError(f"{source.path} is no weights file: these are what is bisected against")
+    if len(x) != 1:
+        raise InputError(f"one picture at a time can be bisected, not {len(x)}")
+    for one in (candidate, *([reference] if reference else [])):
+        _refuse_mute(one)
+    network = _Reference(checkpoint.network(source, lambda note: None), x)
+    if reference:
+        _, saliency, tensors = _read(reference, x, network.names)
+        network.take(saliency, tensors)
+    normal, saliency, tensors = _read(candidate, x, network.names)
     search = _Search(network, tensors, saliency, budget)
     culprit, modules, unmatched = search.run(whole=whole)
     return Bisection(
@@ -130,16 +139,24 @@ def bisect(
     )
 
 
-def _refuse(reference: Artifact, candidate: Artifact, x: Array) -> None:
-    if candidate.backend not in _READERS:
+def _refuse_mute(artifact: Artifact) -> None:
+    if registry.load(artifact.backend).tensors is None:
+        able = [name for name in registry.names() if registry.load(name).tensors]
         raise InputError(
-            f"{candidate.path} shows no tensors of its modules: artifacts of the backends "
-            f"{', '.join(_READERS)} can be bisected, not of {candidate.backend}"
+            f"{artifact.path} shows no tensors of its modules: artifacts of the backends "
+            f"{', '.join(able)} can be bisected, not of {artifact.backend}"
         )
-    if reference.backend != "torch":
-        raise InputError(f"{reference.path} is no weights file: these are what is bisected against")
-    if len(x) != 1:
-        raise InputError(f"one picture at a time can be bisected, not {len(x)}")
+
+
+def _read(artifact: Artifact, x: Array, names: tuple[str, ...]) -> tuple[Array, Array, Tensors]:
+    """The saliency as a file normally gives it, that with its tensors read out, and the tensors."""
+    tensors = registry.load(artifact.backend).tensors
+    assert tensors is not None
+    with registry.open_runner(artifact) as runner:
+        filled = np.repeat(x, runner.fewest, axis=0)
+        normal = runner(filled)
+    saliency, shown = tensors(artifact, filled, names)
+    return normal[:1], saliency[:1], {name: values[:1] for name, values in shown.items()}
 
 
 def _worst(network: _Reference, culprit: str, modules: tuple[ModuleError, ...]) -> tuple[str, ...]:
@@ -182,7 +199,7 @@ class _Search:
         culprit = ""
         modules: list[ModuleError] = []
         unmatched: list[tuple[str, str]] = []
-        for name in self.network.outputs:
+        for name in self.network.names:
             # after a fault, nothing need be like the reference
             if why := self._missing(name) or ("" if culprit else self._unlike(name)):
                 unmatched.append((name, why))
@@ -196,9 +213,11 @@ class _Search:
 
     def _missing(self, name: str) -> str:
         """Why the candidate has no such tensor, as a phrase; empty if it has."""
-        expected = self.network.outputs[name].shape
         if name not in self.tensors:
             return "the file has no node or tensor of this name"
+        if name not in self.network.outputs:
+            return "the reference has no node or tensor of this name"
+        expected = self.network.outputs[name].shape
         found = self.tensors[name].shape
         return "" if found == expected else f"its shape is {found}, not {expected}"
 
@@ -215,7 +234,7 @@ class _Search:
         if alike >= CORRELATED:
             return ""
         y = self.network.injected(name, found)
-        away = float(np.abs(y - self.network.saliency).mean())
+        away = float(np.abs(y - self.network.expected(name)).mean())
         if float(np.abs(y - self.saliency).mean()) <= SAME_EFFECT * away:
             return ""
         return f"its tensor is something else: its correlation with the reference's is {alike:.2f}"
@@ -232,7 +251,7 @@ class _Search:
         y = self.network.injected(name, self.tensors[name])
         if not (np.isfinite(self.tensors[name]).all() and np.isfinite(y).all()):
             return None
-        return compare(self.network.saliency[0, 0], y[0, 0])
+        return compare(self.network.expected(name)[0, 0], y[0, 0])
 
     def _over(self, difference: Difference | None) -> bool:
         if difference is None:
@@ -268,35 +287,52 @@ def _correlation(a: Array, b: Array) -> float:
 
 
 class _Reference:
-    """The PyTorch network on one picture.
+    """The PyTorch network on one picture, and what its modules give, or those of another file.
 
     Attributes:
         feeds: per module, the modules whose outputs go into it.
-        outputs: what each module gives, in execution order.
+        names: of the modules, in execution order.
+        outputs: what each module gives.
         noise: per module, the relative error that is float32's rounding and no fault.
         saliency: (1,1,H,W).
     """
 
     def __init__(self, network: U2Net, x: Array) -> None:
         self._network, self._x = network, torch.tensor(x)
+        self._foreign = False
         self.feeds = _feeds(network)
         self.outputs: dict[str, Array] = {}
         self.noise: dict[str, float] = {}
         with _hooked(network, tuple(self.feeds), self._keep):
             self.saliency = self._run()
+        self.names = tuple(self.outputs)
         exact = copy.deepcopy(network).double()
-        with _hooked(exact, tuple(self.feeds), self._measure), torch.inference_mode():
+        with _hooked(exact, self.names, self._measure), torch.inference_mode():
             exact(self._x.double())
+
+    def take(self, saliency: Array, tensors: Tensors) -> None:
+        """Let another file's tensors be what is compared with."""
+        own = self.outputs
+        self.outputs = {
+            name: tensors[name]
+            for name in self.names
+            if name in tensors and tensors[name].shape == own[name].shape
+        }
+        self.saliency, self._foreign = saliency, True
 
     def injected(self, name: str, tensor: Array) -> Array:
         """The saliency with a tensor in the place of what a module gives.
 
         Modules before it give what they gave, and need not be computed again.
         """
-        names = list(self.outputs)
-        given = {before: self.outputs[before] for before in names[: names.index(name)]}
+        before = self.names[: self.names.index(name)]
+        given = {one: self.outputs[one] for one in before if one in self.outputs}
         with _giving(self._network, {**given, name: tensor}):
             return self._run()
+
+    def expected(self, name: str) -> Array:
+        """What `injected` would give for the reference's own tensor."""
+        return self.injected(name, self.outputs[name]) if self._foreign else self.saliency
 
     def _keep(self, name: str, args: Any, result: torch.Tensor) -> None:
         self.outputs[name] = result.numpy()
@@ -373,160 +409,41 @@ def _giving(network: nn.Module, given: Mapping[str, Array]) -> Iterator[None]:
             del network.get_submodule(name).forward
 
 
-# --- ONNX ---------------------------------------------------------------------------------------
-
-
-def _onnx_tensors(path: Path, x: Array, names: tuple[str, ...]) -> tuple[Array, Tensors]:
-    """Run a copy of an ONNX file that gives its modules' tensors as well, as float32.
-
-    Graph optimisation is off. A fused graph has no such tensors: onnxruntime makes one kernel of
-    convolution and ReLU, and of quantized operations with what is around them. Asked for the
-    tensors, it would leave those operations apart, so that some were optimised and some not; off,
-    every node computes what the file says and nothing else.
-    """
-    import onnxruntime as ort
-
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's exceptions are not public, and a file may have others
-        raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
-    found = _onnx_places(model, names)
-    outputs = [model.graph.output[0].name, *(_shown(model, found[name]) for name in found)]
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = usable_cpus()
-    options.log_severity_level = _ERRORS_ONLY
-    try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        results = session.run(outputs, {session.get_inputs()[0].name: x})
-    except Exception as error:  # onnxruntime's exceptions share no public base
-        reason = str(error).splitlines()[0]
-        raise ExportError(f"onnxruntime {ort.__version__} failed: {reason}") from error
-    saliency, *tensors = [np.asarray(y, np.float32)[:1] for y in results]
-    return saliency, dict(zip(found, tensors, strict=True))
-
-
-def _onnx_places(model: onnx.ModelProto, names: tuple[str, ...]) -> dict[str, str]:
-    """Find the tensors that hold modules' outputs: by name, else by their node's name."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    by_node: dict[str, str] = {}
-    for node in model.graph.node:
-        by_node[node.name] = node.output[0]
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    tensors = {name for node in model.graph.node for name in node.output}
-    places = {name: name if name in tensors else by_node.get(name, "") for name in names}
-    return {name: _dequantized(place, users) for name, place in places.items() if place}
-
-
-def _dequantized(tensor: str, users: Mapping[str, list[onnx.NodeProto]]) -> str:
-    """Follow a tensor through the one quantizer that is all that takes it.
-
-    A ReLU may be part of the quantizer, which clips what is below its range.
-    """
-    quantizers = users.get(tensor, [])
-    if len(quantizers) != 1 or quantizers[0].op_type != "QuantizeLinear":
-        return tensor
-    after = users.get(quantizers[0].output[0], [])
-    dequantizers = [node for node in after if node.op_type == "DequantizeLinear"]
-    return str(dequantizers[0].output[0]) if dequantizers else tensor
-
-
-def _shown(model: onnx.ModelProto, tensor: str) -> str:
-    """Add an output that gives a tensor as float32."""
-    name = f"{tensor}_shown"
-    cast = helper.make_node("Cast", [tensor], [name], name=name, to=TensorProto.FLOAT)
-    model.graph.node.append(cast)
-    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return name
-
-
-# --- OpenVINO -----------------------------------------------------------------------------------
-
-
-def _openvino_tensors(path: Path, x: Array, names: tuple[str, ...]) -> tuple[Array, Tensors]:
-    """Run an OpenVINO model that gives its modules' tensors as well, with float32 arithmetic."""
-    import openvino as ov
-
-    try:
-        model = ov.Core().read_model(path)
-    except RuntimeError as error:
-        raise ArtifactError(f"OpenVINO {ov.__version__} refuses {path}: {error}") from error
-    found = _openvino_places(model, names)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": usable_cpus()}
-    try:
-        added = model.add_outputs(list(found.values()))
-        indices = [model.get_result_index(port) for port in added]
-        request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
-        request.infer([x])
-        saliency, *tensors = [
-            np.array(request.get_output_tensor(i).data, np.float32)[:1] for i in (0, *indices)
-        ]
-    except RuntimeError as error:
-        raise ExportError(f"OpenVINO {ov.__version__} failed: {error}") from error
-    return saliency, dict(zip(found, tensors, strict=True))
-
-
-def _openvino_places(model: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Find the outputs of nodes that hold modules' outputs: by friendly name, else by tensor's."""
-    nodes, tensors = {}, {}
-    for node in model.get_ordered_ops():
-        if node.get_output_size():
-            nodes[node.get_friendly_name()] = node.output(0)
-            tensors.update(dict.fromkeys(node.output(0).get_names(), node.output(0)))
-    places = {name: nodes.get(name, tensors.get(name)) for name in names}
-    return {name: _rounded(place) for name, place in places.items() if place is not None}
-
-
-def _rounded(place: Any) -> Any:
-    """Follow an output through the one quantizer that is all that takes it, as in ONNX files.
-
-    One that came from an ONNX file gives whole numbers, and its dequantizer comes in pieces.
-    """
-    end = _only_user(place, {"FakeQuantize"})
-    after = end
-    while after is not None:
-        end, after = after, _only_user(after, {"Convert", "Subtract", "Multiply"})
-    return end if end is not None and end.get_element_type().is_real() else place
-
-
-def _only_user(place: Any, kinds: set[str]) -> Any:
-    users = [port.get_node() for port in place.get_target_inputs()]
-    fits = len(users) == 1 and users[0].get_type_name() in kinds
-    return users[0].output(0) if fits else None
-
-
-_READERS: Mapping[str, Callable[[Path, Array, tuple[str, ...]], tuple[Array, Tensors]]] = {
-    "onnx": _onnx_tensors,
-    "openvino": _openvino_tensors,
-}
-
-
 # --- for people ---------------------------------------------------------------------------------
 
 
 def table(bisection: Bisection) -> str:
     """The growth of the error for people, module by module, then the verdict."""
-    shown = Table("module", "error max", "error mean", "saliency max", "saliency mean", "mask IoU")
+    heads = ("module", "error max", "error mean", "growth", "saliency max", "mean", "mask IoU")
+    shown = Table(*heads)
     for module in bisection.modules:
         shown.add_row(*_row(module))
     console = Console(width=_WIDTH, color_system=None)
     with console.capture() as capture:
         console.print(shown)
-    return capture.get() + "\n".join(_verdict(bisection))
+    return capture.get() + "\n".join(verdict(bisection))
 
 
 def _row(module: ModuleError) -> list[str]:
-    row = [module.name, f"{module.relative_max:.2g}", f"{module.relative_mean:.2g}"]
+    errors = [f"{module.relative_max:.2g}", f"{module.relative_mean:.2g}"]
+    row = [module.name, *errors, _bar(module.relative_max)]
     found = module.difference
     if found is None:
         return row
     return [*row, f"{found.raw_max:.2g}", f"{found.raw_mean:.2g}", f"{found.mask_iou:.4f}"]
 
 
-def _verdict(bisection: Bisection) -> Iterator[str]:
+def _bar(error: float) -> str:
+    """A bar as long as the error's logarithm."""
+    if error <= 0:
+        return ""
+    low, high = _BAR
+    share = (np.log10(error) - low) / (high - low) if np.isfinite(error) else 1.0
+    return "#" * round(_BAR_WIDTH * float(np.clip(share, 0, 1)))
+
+
+def verdict(bisection: Bisection) -> Iterator[str]:
+    """What was found, in lines."""
     yield f"first over the budget: {bisection.culprit or 'no module'}"
     if bisection.inputs:
         yield f"fed by, largest error first: {', '.join(bisection.inputs)}"

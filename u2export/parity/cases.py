@@ -13,6 +13,7 @@ from PIL import Image
 
 from u2export.drawn import draw
 from u2export.errors import InputError
+from u2export.parity.words import printable
 
 # Seeds of drawn pictures that no weights were trained on.
 SEEDS = tuple(range(1_000_011, 1_000_019))
@@ -52,7 +53,7 @@ def yours(paths: Iterable[Path]) -> Iterator[Case]:
         InputError: when one is read and cannot be.
     """
     for path in paths:
-        yield Case(path.name, "yours", partial(_bytes, path))
+        yield Case(printable(path.name), "yours", partial(_bytes, path))
 
 
 def degenerate(*, large: bool) -> Iterator[Case]:

@@ -2,42 +2,23 @@
 
 # `from __future__ import annotations` would bear the name of a function below.
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
+import numpy as np
+
+from u2export.backend import Array
 from u2export.parity.report import CandidateResult, CaseResult, Report
+from u2export.parity.shown import Shown
+from u2export.parity.words import failed, fault, printable, why
 
 # A summary may have 1 MiB; a row has some 200 bytes, and twice that where its reasons are long.
 MOST_ROWS = 1000
-_NAMED = 3  # candidates that the verdict's sentence names
+MOST_DRAWN = 4  # cases whose masks are drawn
+_COLUMNS = 36  # characters a mask is wide
+_SHADES = " ░▒▓█"
 # What Markdown would read as more than text; an underscore between letters it leaves alone.
 _MARKUP = re.compile(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)")
-
-
-def why(report: Report) -> str:
-    """The reason of the verdict, in one sentence without a full stop."""
-    if report.passed:
-        return _praise(report)
-    faults = [f"{one.party.name}: {fault(one)}" for one in _failed(report)]
-    if faults:
-        return _listed(faults, "; ")
-    absent = "every candidate is missing" if report.candidates else "there is no candidate"
-    return f"nothing was judged, which proves nothing: {absent}"
-
-
-def fault(one: CandidateResult) -> str:
-    """What keeps a candidate from passing, as a phrase; empty where nothing does."""
-    if one.passed:
-        return ""
-    if one.missing:
-        return f"could not be judged: {one.missing.strip().rstrip('.')}"
-    found = [_first(one)] if one.failed else []
-    found += one.reasons
-    return "; ".join(found) or "no picture with a subject was compared, which proves nothing"
-
-
-def printable(text: str) -> str:
-    """The text without what UTF-8 cannot write: a file name may hold bytes that are no text."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def annotations(report: Report) -> list[str]:
@@ -51,48 +32,57 @@ def annotations(report: Report) -> list[str]:
     """
     if report.passed:
         return [_command("notice", "parity check passed", why(report))]
-    failed = _failed(report)
-    found = [_command("error", f"{one.party.name} failed", fault(one)) for one in failed]
-    found += [line for one in failed for line in _case_errors(one)]
+    wrong = failed(report)
+    found = [_command("error", f"{one.party.name} failed", fault(one)) for one in wrong]
+    found += [line for one in wrong for line in _case_errors(one)]
     return found or [_command("error", "parity check failed", why(report))]
 
 
-def summary(report: Report) -> str:
-    """Markdown for the file that $GITHUB_STEP_SUMMARY names."""
+def summary(report: Report, shown: Sequence[Shown] = ()) -> str:
+    """Markdown for the file that $GITHUB_STEP_SUMMARY names.
+
+    GitHub takes pictures out of a summary unless they lie on a server, so the masks are drawn with
+    characters.
+
+    Args:
+        report: what was found.
+        shown: cases to be looked at, in this order; the first few are drawn.
+    """
     verdict = "✅ Parity check passed" if report.passed else "❌ Parity check FAILED"
     lines = [f"## {verdict}", "", f"Why: {_text(why(report))}.", "", *_candidates(report), ""]
+    for one in shown[:MOST_DRAWN]:
+        lines += [*_drawn(one), ""]
     return "\n".join([*lines, *_cases(report), ""])
 
 
-def _praise(report: Report) -> str:
-    cases = [case for one in report.candidates for case in one.cases]
-    skipped = sum(not case.judged for case in cases)
-    names = [one.party.name for one in report.candidates if not one.missing]
-    told = f"{_listed(names)} stayed within budget: {_count(len(cases) - skipped)} passed"
-    told += f", {skipped} skipped" if skipped else ""
-    absent = [one.party.name for one in report.missing]
-    return f"{told}; missing, which was allowed: {_listed(absent)}" if absent else told
+def _drawn(one: Shown) -> Iterator[str]:
+    """The masks of a case side by side, and where they differ."""
+    yield f"{_text(one.candidate)} on {_text(one.case)}:\n"
+    yield "```text"
+    if one.reference.shape != one.found.shape:
+        yield "the masks are of different sizes"
+    else:
+        apart = np.sqrt(np.abs(one.reference - one.found))
+        masks = (_shades(one.reference, np.mean), _shades(one.found, np.mean))
+        heads = ("reference", "candidate", "difference (square root, largest nearby)")
+        yield "  ".join(head.ljust(_COLUMNS) for head in heads).rstrip()
+        for row in zip(*masks, _shades(apart, np.max), strict=True):
+            yield "  ".join(row).rstrip()
+    yield "```"
 
 
-def _failed(report: Report) -> list[CandidateResult]:
-    """The candidates that keep the report from passing."""
-    found = [one for one in report.candidates if not one.passed]
-    return [one for one in found if not (one.missing and report.allow_missing)]
-
-
-def _first(one: CandidateResult) -> str:
-    judged, case = sum(case.judged for case in one.cases), one.failed[0]
-    where = f" at stage '{case.stage}'" if case.stage else ""
-    return f"{len(one.failed)} of {_count(judged)} failed, the first is '{case.name}'{where}"
-
-
-def _count(cases: int) -> str:
-    return f"{cases} case" if cases == 1 else f"{cases} cases"
-
-
-def _listed(phrases: list[str], between: str = ", ") -> str:
-    more = len(phrases) - _NAMED
-    return between.join(phrases[:_NAMED] + ([f"and {more} more"] if more > 0 else []))
+def _shades(values: Array, pooled: Callable[..., Array]) -> list[str]:
+    """Draw a square map in [0,1] with characters, which are twice as high as wide."""
+    side = len(values)
+    rows = np.linspace(0, side, _COLUMNS // 2 + 1).astype(int)
+    columns = np.linspace(0, side, _COLUMNS + 1).astype(int)
+    cells = [
+        [float(pooled(values[top : max(below, top + 1), left : max(right, left + 1)]))
+         for left, right in pairwise(columns)]
+        for top, below in pairwise(rows)
+    ]  # fmt: skip
+    most = len(_SHADES) - 1
+    return ["".join(_SHADES[min(int(cell * most + 0.5), most)] for cell in row) for row in cells]
 
 
 def _case_errors(one: CandidateResult) -> Iterator[str]:

@@ -16,9 +16,10 @@ from PIL import Image, ImageFilter
 
 from u2export.backend import Array
 from u2export.parity.budgets import MIN_CONTRAST, Budget, Judgement
-from u2export.parity.github import fault, printable, why
 from u2export.parity.metrics import THRESHOLD, Difference
 from u2export.parity.report import CandidateResult, CaseResult, Report
+from u2export.parity.shown import Shown
+from u2export.parity.words import fault, printable, why
 
 SIDE = 320  # pixels of a shown picture's longer side
 LEAST = 64  # pixels of its shorter side, so that a line of pixels is still seen
@@ -35,25 +36,6 @@ _FIGURES = (
     ("raw_p999", "Raw p99.9", "99.9 % of the output's pixels differ by less", ".3g"),
     ("raw_cosine", "Cosine", "how alike the outputs' patterns are; 1 is equal", ".6f"),
 )
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One case of one candidate, to be looked at.
-
-    Attributes:
-        candidate: its name in the report.
-        case: the case's name.
-        picture: (H,W,3) uint8.
-        reference: (S,S) float32, the stretched mask in [0,1].
-        found: the candidate's, the same.
-    """
-
-    candidate: str
-    case: str
-    picture: NDArray[np.uint8]
-    reference: Array
-    found: Array
 
 
 @dataclass(frozen=True)

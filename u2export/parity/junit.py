@@ -11,8 +11,8 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
 from u2export.errors import InputError
-from u2export.parity.github import fault, why
 from u2export.parity.report import CandidateResult, CaseResult, Report
+from u2export.parity.words import fault, why
 
 METRICS = ("raw_max", "raw_mean", "mask_mae", "mask_iou", "boundary_f")
 OVERALL = "all pictures"  # the test of what is judged over all of them
