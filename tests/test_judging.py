@@ -445,7 +445,7 @@ def test_all_cases_judge_the_properties_too(copied: Path):
     assert len(report.candidates[0].cases) == 8 + 19 + 4
 
 
-def test_a_batch_that_is_not_its_pictures_fails(whole: Artifact):
+def test_a_batch_that_is_not_its_pictures_fails():
     class Garbled:
         fewest, most, size, batch = 1, None, 320, None
 
@@ -455,10 +455,8 @@ def test_a_batch_that_is_not_its_pictures_fails(whole: Artifact):
                 y[1] = 1 - y[1]
             return y
 
-    one = judging._Candidate(PARTY, FP32, runner=Garbled(), artifact=whole)  # type: ignore[arg-type]
-    one.side = judging._side("x", one.runner, SPEC)
     inputs = [np.random.default_rng(i).random((1, 3, 320, 320), np.float32) for i in range(2)]
-    found = judging._batched(one, inputs)
+    found = judging._batched(Garbled(), inputs, FP32)  # type: ignore[arg-type]
     assert not found.passed
     assert found.reasons[0].startswith("raw_max")
 

@@ -8,22 +8,25 @@ import hashlib
 import io
 import os
 import platform
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
-from u2export import build, machine, registry, weights
+from u2export import build, machine, registry, steady, weights
 from u2export.artifact import Artifact, Facts
 from u2export.backend import Array, Runner
 from u2export.doctor import versions
-from u2export.errors import DependencyError, InputError, ParityError, U2ExportError
+from u2export.errors import DependencyError, ExportError, InputError, ParityError, U2ExportError
 from u2export.parity import certificate, replay
 from u2export.parity.budgets import BUDGETS, Budget, excess, judge
 from u2export.parity.budgets import read as read_budgets
@@ -31,7 +34,7 @@ from u2export.parity.cases import QUICK, SEEDS, Case, degenerate, drawn, yours
 from u2export.parity.metrics import Difference, compare
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.shown import Shown
-from u2export.parity.stages import Side, Way, follow, part
+from u2export.parity.stages import Side, Way, decode, follow, onward, part
 from u2export.parity.text import table
 from u2export.parity.words import printable
 from u2export.pipeline import open_picture, preprocess
@@ -43,8 +46,9 @@ if TYPE_CHECKING:  # it needs torch and onnx, which judging artifacts by each ot
 
 TORCH = "torch"
 BATCH = 8  # pictures in the batch that is compared with single calls
+BLOCK = 128  # cases whose answers of the reference are kept at once
 GALLERY = 6  # pictures kept to be shown, for each candidate
-Track = Callable[[Sequence[Any], str], Iterator[Any]]
+Track = Callable[[Sequence[Any], str], Generator[Any, None, None]]
 
 
 @dataclass(frozen=True)
@@ -439,12 +443,12 @@ def demand_replayed(found: Replayed) -> None:
 
 @dataclass
 class _Candidate:
-    """A candidate while it is being judged."""
+    """A candidate while it is being judged; `opened` is None where it cannot run here."""
 
     party: Party
     budget: Budget
-    side: Side | None = None
-    runner: Runner | None = None
+    spec: PictureSpec
+    opened: Callable[[], AbstractContextManager[Side]] | None = None
     artifact: Artifact | None = None
     missing: str = ""
     cases: list[CaseResult] = field(default_factory=list)
@@ -452,9 +456,11 @@ class _Candidate:
     notes: Callable[[], tuple[str, ...]] = lambda: ()
 
 
-def examine(
-    question: Question, track: Track = lambda items, what: iter(items)
-) -> tuple[Report, list[Kept]]:
+def _untracked(items: Sequence[Any], what: str) -> Generator[Any, None, None]:
+    yield from items
+
+
+def examine(question: Question, track: Track = _untracked) -> tuple[Report, list[Kept]]:
     """Judge every candidate on every case.
 
     Args:
@@ -472,27 +478,29 @@ def examine(
     """
     if not question.candidates and not question.emulate:
         raise InputError("there is nothing to judge: name a candidate, or --emulate a precision")
-    with ExitStack() as stack:
-        opened = [_opened(path, question) for path in question.candidates]
-        reference, references = _reference(question, opened, stack)
-        candidates = [_ready(one, question, stack) for one in opened]
-        candidates += [_emulated(precision, question, reference) for precision in question.emulate]
-        able = [one for one in candidates if one.side]
-        cases = [*drawn(len(SEEDS) if question.thorough else QUICK), *yours(question.pictures)]
-        cases += degenerate(large=question.thorough)
-        for case in track(cases, "comparing"):
-            _compare(case, references, able)
-        for one in track([one for one in able if one.runner], "checking properties"):
-            one.cases.extend(_properties(one, question))
-        report = Report(
-            created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=printable(question.command),
-            machine=_machine(),
-            versions=versions(),
-            reference=_party(reference, "", ""),
-            candidates=tuple(_result(one) for one in candidates),
-            allow_missing=question.allow_missing,
-        )
+    opened = [_opened(path, question) for path in question.candidates]
+    reference = _reference(question, [one for one in opened if isinstance(one, Artifact)])
+    candidates = [_ready(one, question) for one in opened]
+    candidates += [_emulated(precision, question, reference) for precision in question.emulate]
+    able = [one for one in candidates if one.opened]
+    cases = [*drawn(len(SEEDS) if question.thorough else QUICK), *yours(question.pictures)]
+    cases += degenerate(large=question.thorough)
+    steps = len(cases) * (len({one.spec.size for one in able}) + len(able))
+    with closing(track(range(steps + 1), "comparing")) as ticks:
+        for start in range(0, len(cases), BLOCK):
+            _block(cases[start : start + BLOCK], reference, able, question, partial(next, ticks))
+        next(ticks)
+    for one in track([one for one in able if one.artifact], "checking properties"):
+        one.cases.extend(_properties(one, question))
+    report = Report(
+        created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=printable(question.command),
+        machine=_machine(),
+        versions=versions(),
+        reference=_party(reference, "", ""),
+        candidates=tuple(_result(one) for one in candidates),
+        allow_missing=question.allow_missing,
+    )
     return report, [kept for one in candidates for kept in one.kept]
 
 
@@ -508,58 +516,54 @@ def _opened(path: Path, question: Question) -> Artifact | DependencyError:
     return found
 
 
-class _References:
-    """The reference's way of each case, for each input size that a candidate has."""
-
-    def __init__(self, reference: Artifact, runner: Callable[[int], Runner]) -> None:
-        self._reference, self._runner = reference, runner
-        self._content = b""
-        self._ways: dict[int, Way | U2ExportError] = {}
-
-    def way(self, content: bytes, size: int) -> Way:
-        """Follow a picture once for each size.
-
-        Raises:
-            U2ExportError: as `follow` says.
-        """
-        if content is not self._content:
-            self._content, self._ways = content, {}
-        if size not in self._ways:
-            spec = dataclasses.replace(self._reference.facts.picture, size=size)
-            try:
-                self._ways[size] = follow(content, _side("the reference", self._runner(size), spec))
-            except U2ExportError as error:
-                self._ways[size] = error
-        found = self._ways[size]
-        if isinstance(found, U2ExportError):
-            raise found
-        return found
-
-
-def _reference(
-    question: Question, opened: list[Artifact | DependencyError], stack: ExitStack
-) -> tuple[Artifact, _References]:
-    artifacts = [one for one in opened if isinstance(one, Artifact)]
+def _reference(question: Question, artifacts: list[Artifact]) -> Artifact:
     if question.reference != TORCH:
-        found = registry.open_artifact(Path(question.reference))
-        runner = stack.enter_context(registry.open_runner(found, threads=question.threads))
+        return registry.open_artifact(Path(question.reference))
+    return _weights(question, artifacts)
 
-        def fixed(size: int) -> Runner:
-            return runner
 
-        return found, _References(found, fixed)
-    found = _weights(question, artifacts)
-    runners: dict[int, Runner] = {}
+def _block(
+    cases: list[Case],
+    reference: Artifact,
+    candidates: list[_Candidate],
+    question: Question,
+    tick: Callable[[], object],
+) -> None:
+    """Judge some cases: the reference answers all of them, then each candidate is compared.
 
-    def any_size(size: int) -> Runner:
-        if size not in runners:
-            facts = found.facts.model_copy(update={"size": size})
-            sized = dataclasses.replace(found, facts=facts)
-            opened = registry.open_runner(sized, threads=question.threads)
-            runners[size] = stack.enter_context(opened)
-        return runners[size]
+    One runtime at a time is in memory, and no more pictures than one.
+    """
+    answers: dict[tuple[int, int], Array | U2ExportError] = {}
+    for size in sorted({one.spec.size for one in candidates}):
+        with _answering(reference, size, question) as side:
+            for place, case in enumerate(cases):
+                tick()
+                answers[place, size] = _answer(side, case)
+    for one in candidates:
+        assert one.opened
+        spec = dataclasses.replace(reference.facts.picture, size=one.spec.size)
+        with one.opened() as side:
+            for place, case in enumerate(cases):
+                tick()
+                _compare(case, answers[place, one.spec.size], spec, side, one)
 
-    return found, _References(found, any_size)
+
+@contextmanager
+def _answering(reference: Artifact, size: int, question: Question) -> Iterator[Side]:
+    """The reference's side for an input size, which weights can have any of."""
+    if reference.backend == TORCH:
+        facts = reference.facts.model_copy(update={"size": size})
+        reference = dataclasses.replace(reference, facts=facts)
+    with registry.open_runner(reference, threads=question.threads) as runner:
+        yield _side("the reference", runner, reference.facts.picture)
+
+
+def _answer(side: Side, case: Case) -> Array | U2ExportError:
+    """The saliency that a side gives for a case, or what it fails with."""
+    try:
+        return side.network(side.prepare(decode(case.read(), side).picture, side.spec))
+    except U2ExportError as error:
+        return error
 
 
 def _weights(question: Question, artifacts: list[Artifact]) -> Artifact:
@@ -576,21 +580,26 @@ def _weights(question: Question, artifacts: list[Artifact]) -> Artifact:
     return weights.of(ours[0].facts, question.weights)
 
 
-def _ready(one: Artifact | DependencyError, question: Question, stack: ExitStack) -> _Candidate:
+def _ready(one: Artifact | DependencyError, question: Question) -> _Candidate:
     if isinstance(one, DependencyError):
         nobody = Party(name="?", backend="?", precision="?")
-        return _Candidate(nobody, BUDGETS[Precision.FP32], missing=str(one))
-    budget = question.budgets[one.facts.precision]
-    try:
-        runner = stack.enter_context(registry.open_runner(one, question.device, question.threads))
-    except DependencyError as error:
-        return _Candidate(_party(one, "", ""), budget, missing=str(error))
-    account = runner.executed()
-    spec = one.facts.picture
+        return _Candidate(nobody, BUDGETS[Precision.FP32], PictureSpec(), missing=str(one))
+    spec, budget = one.facts.picture, question.budgets[one.facts.precision]
     if question.resample:
         spec = dataclasses.replace(spec, resize=question.resample)
+    try:
+        with registry.open_runner(one, question.device, question.threads) as runner:
+            account = runner.executed()
+    except DependencyError as error:
+        return _Candidate(_party(one, "", ""), budget, spec, missing=str(error))
     party = _party(one, account.runtime, account.summary())
-    return _Candidate(party, budget, _side(party.name, runner, spec), runner, one)
+
+    @contextmanager
+    def opened() -> Iterator[Side]:
+        with registry.open_runner(one, question.device, question.threads) as runner:
+            yield _side(party.name, runner, spec)
+
+    return _Candidate(party, budget, spec, opened, one)
 
 
 def _emulated(precision: Precision, question: Question, reference: Artifact) -> _Candidate:
@@ -605,13 +614,15 @@ def _emulated(precision: Precision, question: Question, reference: Artifact) -> 
     party = party.model_copy(
         update={"name": f"emulated {precision}", "precision": str(precision), "how": "emulated"}
     )
-    side = Side(party.name, lambda x: network(x)[0, 0], reference.facts.picture)
+    spec = reference.facts.picture
+    side = Side(party.name, lambda x: network(x)[0, 0], spec)
 
     def notes() -> tuple[str, ...]:
         lost = sorted(network.lost.items(), key=lambda item: -item[1])
         return tuple(f"{share:.0%} of what {name} gave became zero" for name, share in lost[:5])
 
-    return _Candidate(party, question.budgets[precision], side, notes=notes)
+    budget = question.budgets[precision]
+    return _Candidate(party, budget, spec, lambda: nullcontext(side), notes=notes)
 
 
 def _side(name: str, runner: Runner, spec: PictureSpec) -> Side:
@@ -634,35 +645,40 @@ def _party(artifact: Artifact, runtime: str, ran: str) -> Party:
     )
 
 
-def _compare(case: Case, references: _References, candidates: list[_Candidate]) -> None:
+def _compare(
+    case: Case, answer: Array | U2ExportError, spec: PictureSpec, side: Side, one: _Candidate
+) -> None:
+    """Compare a candidate with the reference's answer, whose pipeline is `spec`'s."""
     content = case.read()
     sha256 = hashlib.sha256(content).hexdigest()
-    for one in candidates:
-        if one.side is None:
-            continue
-        blank = CaseResult(name=case.name, kind=case.kind, sha256=sha256, passed=False)
-        try:
-            reference = references.way(content, one.side.spec.size)
-            found = follow(content, one.side)
-            parting = part(reference, found, one.budget)
-        except U2ExportError as error:
-            one.cases.append(blank.model_copy(update={"reasons": (str(error),)}))
-            continue
-        result = CaseResult(
-            name=case.name,
-            kind=case.kind,
-            sha256=sha256,
-            passed=parting.stage is None,
-            stage=parting.stage.value if parting.stage else "",
-            reasons=parting.reasons,
-            difference=parting.difference,
-            contrast=parting.contrast,
-        )
-        one.cases.append(result)
-        if not result.passed or case.kind != "degenerate":
-            one.kept.append(Kept(one.party.name, case.name, content, reference, found))
-            one.kept.sort(key=lambda kept: _urgency(kept, one))
-            del one.kept[GALLERY:]
+    blank = CaseResult(name=case.name, kind=case.kind, sha256=sha256, passed=False)
+    try:
+        if isinstance(answer, U2ExportError):
+            raise answer
+        given = Side("the reference", lambda x: answer, spec)
+        decoded = decode(content, side)
+        pixels = decoded.pixels
+        inputs = [one.prepare(decoded.picture, one.spec) for one in (given, side)]
+        del decoded  # a large picture need not lie there twice
+        reference, found = onward(pixels, inputs[0], given), onward(pixels, inputs[1], side)
+        parting = part(reference, found, one.budget)
+    except U2ExportError as error:
+        one.cases.append(blank.model_copy(update={"reasons": (str(error),)}))
+        return
+    result = blank.model_copy(
+        update={
+            "passed": parting.stage is None,
+            "stage": parting.stage.value if parting.stage else "",
+            "reasons": parting.reasons,
+            "difference": parting.difference,
+            "contrast": parting.contrast,
+        }
+    )
+    one.cases.append(result)
+    if not result.passed or case.kind != "degenerate":
+        one.kept.append(Kept(one.party.name, case.name, content, reference, found))
+        one.kept.sort(key=lambda kept: _urgency(kept, one))
+        del one.kept[GALLERY:]
 
 
 def _urgency(kept: Kept, one: _Candidate) -> tuple[bool, float]:
@@ -696,16 +712,15 @@ def _result(one: _Candidate) -> CandidateResult:
 
 
 def _properties(one: _Candidate, question: Question) -> Iterator[CaseResult]:
-    assert one.runner is not None
-    assert one.artifact is not None
-    assert one.side is not None
-    content = [case.read() for case in drawn(BATCH)]
-    inputs = [preprocess(_decoded(picture), one.side.spec) for picture in content[: len(SEEDS)]]
-    single = one.side.network(inputs[0])
-    yield _property("the same twice", [(single, one.side.network(inputs[0]))], one.budget)
-    if not question.thorough:
-        return
-    yield _batched(one, inputs)
+    assert one.artifact
+    inputs = [preprocess(_decoded(case.read()), one.spec) for case in drawn(len(SEEDS))]
+    with registry.open_runner(one.artifact, question.device, question.threads) as runner:
+        network = _side(one.party.name, runner, one.spec).network
+        single = network(inputs[0])
+        yield _property("the same twice", [(single, network(inputs[0]))], one.budget)
+        if not question.thorough:
+            return
+        yield _batched(runner, inputs, one.budget)
     yield _threaded(one, inputs[0], single, question)
     yield _rebuilt(one, inputs[0], single, question)
 
@@ -714,36 +729,32 @@ def _decoded(content: bytes) -> Image.Image:
     return open_picture(io.BytesIO(content))
 
 
-def _batched(one: _Candidate, inputs: list[Array]) -> CaseResult:
-    assert one.runner is not None
-    assert one.side is not None
+def _batched(runner: Runner, inputs: list[Array], budget: Budget) -> CaseResult:
     name = "a batch and its pictures alone"
-    most = one.runner.most or BATCH
-    count = min(BATCH, most)
-    if most == 1:
+    count = min(BATCH, runner.most or BATCH)
+    if runner.most == 1:
         return _skipped(name, "it takes one picture at a time")
-    if one.runner.fewest > count:
+    if runner.fewest > count:
         return _skipped(name, f"it takes no batch of {count}")
     chosen = [inputs[i % len(inputs)] for i in range(count)]
-    together = one.runner(np.concatenate(chosen))
-    pairs = [(one.side.network(x), y[0]) for x, y in zip(chosen, together, strict=True)]
-    return _property(name, pairs, one.budget)
+    together = runner(np.concatenate(chosen))
+    network = _side("the candidate", runner, PictureSpec(size=runner.size)).network
+    pairs = [(network(x), y[0]) for x, y in zip(chosen, together, strict=True)]
+    return _property(name, pairs, budget)
 
 
 def _threaded(one: _Candidate, x: Array, expected: Array, question: Question) -> CaseResult:
-    assert one.artifact is not None
-    assert one.side is not None
+    assert one.artifact
     name = "one thread and all"
     if machine.usable_cpus() == 1:
         return _skipped(name, "this machine has one CPU")
     with registry.open_runner(one.artifact, question.device, 1) as alone:
-        found = _side(one.party.name, alone, one.side.spec).network(x)
+        found = _side(one.party.name, alone, one.spec).network(x)
     return _property(name, [(expected, found)], one.budget)
 
 
 def _rebuilt(one: _Candidate, x: Array, expected: Array, question: Question) -> CaseResult:
-    assert one.artifact is not None
-    assert one.side is not None
+    assert one.artifact
     name, facts = "rebuilt", one.artifact.facts
     if one.artifact.foreign:
         return _skipped(name, "u2export did not make it")
@@ -752,10 +763,51 @@ def _rebuilt(one: _Candidate, x: Array, expected: Array, question: Question) -> 
     except U2ExportError as error:
         return _skipped(name, str(error))
     with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
-        again = build.build(one.artifact.backend, _spec(facts), source, Path(folder))
+        again = _built_again(one.artifact, source, Path(folder))
         with registry.open_runner(again, question.device, question.threads) as runner:
-            found = _side(one.party.name, runner, one.side.spec).network(x)
+            found = _side(one.party.name, runner, one.spec).network(x)
     return _property(name, [(expected, found)], one.budget)
+
+
+class _Order(BaseModel):
+    """What a process of its own is to build again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    backend: str
+    facts: Facts
+    weights: str
+    folder: Path
+
+
+def _built_again(artifact: Artifact, source: Artifact, folder: Path) -> Artifact:
+    """Build an artifact again in a process of its own, whose memory is given back."""
+    order = _Order(
+        backend=artifact.backend, facts=artifact.facts, weights=_named(source), folder=folder
+    )
+    done = steady.call(f"{__name__}:build_again", order.model_dump_json(), b"")
+    answer = done.stdout.decode(errors="replace")
+    if done.returncode:
+        raise ExportError(f"{artifact.path} could not be built again: {answer or 'no reason'}")
+    return registry.open_artifact(Path(answer))
+
+
+def _named(source: Artifact) -> str:
+    """What `--weights` would say."""
+    facts = source.facts.weights
+    return facts.name if facts.origin == "random" else str(source.path.resolve())
+
+
+def build_again(order: str) -> None:
+    """Be that process: answer the artifact's path, or the reason why there is none."""
+    wanted = _Order.model_validate_json(order)
+    try:
+        source = weights.of(wanted.facts, wanted.weights)
+        made = build.build(wanted.backend, _spec(wanted.facts), source, wanted.folder)
+    except U2ExportError as error:
+        sys.stdout.write(str(error))
+        sys.exit(error.exit_status)
+    sys.stdout.write(str(made.path))
 
 
 def _spec(facts: Facts) -> ExportSpec:

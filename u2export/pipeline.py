@@ -40,6 +40,7 @@ _FILTERS = {
 }
 _TRANSPARENT = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _LIMIT = threading.Lock()
+_BAND = 256  # rows of a mask that are rounded at once
 
 
 def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -166,8 +167,14 @@ def enlarge(stretched: Array, size: tuple[int, int]) -> Image.Image:
     Returns:
         Mode L; 255 is subject.
     """
-    mask = Image.fromarray(stretched).resize(size, Image.Resampling.BILINEAR)
-    return Image.fromarray(_round(np.asarray(mask) * np.float32(255)))
+    enlarged = Image.fromarray(stretched).resize(size, Image.Resampling.BILINEAR)
+    mask = Image.new("L", size)
+    for top in range(0, size[1], _BAND):  # a band at a time: floats take four times the room
+        box = (0, top, size[0], min(top + _BAND, size[1]))
+        values = np.array(enlarged.crop(box))
+        values *= 255
+        mask.paste(Image.fromarray(_round(values)), box)
+    return mask
 
 
 def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ def phases() -> Iterator[Callable[[str], None]]:
         yield lambda phase: status.update(phase)
 
 
-def tracked(items: Sequence[Item], what: str) -> Iterator[Item]:
+def tracked(items: Sequence[Item], what: str) -> Generator[Item, None, None]:
     """Go through items under a progress bar; none is shown for a single item."""
     if len(items) < 2 or not sys.stderr.isatty():
         yield from items

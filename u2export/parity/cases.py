@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def _drawing(seed: int) -> bytes:
     return _encoded(draw(seed, SIZE).picture, "PNG")
 
 
+@functools.lru_cache(maxsize=64)
 def _made(make: Callable[[], Image.Image], form: str) -> bytes:
     return _encoded(make(), form)
 

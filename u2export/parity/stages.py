@@ -24,6 +24,7 @@ from u2export.spec import MAX_PIXELS, PictureSpec
 SAME_INPUT = 1e-5
 # The full-size mask is rounded to 8 bits: one step where the stretched values lie on its edge.
 MASK_STEP = 1.5 / 255
+_BAND = 256  # rows compared at once, so that large pictures need no memory beside their own
 
 
 class Stage(str, Enum):
@@ -78,6 +79,29 @@ class Way:
     mask: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A picture file that was decoded.
+
+    Attributes:
+        picture: upright.
+        pixels: (H,W,3) uint8, transparency put on white.
+    """
+
+    picture: Image.Image
+    pixels: NDArray[np.uint8]
+
+
+def decode(content: bytes, side: Side, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode a picture file as a side does.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    picture = side.decode(io.BytesIO(content), max_pixels)
+    return Decoded(picture, np.asarray(pipeline.opaque(picture)))
+
+
 def follow(content: bytes, side: Side, *, max_pixels: int = MAX_PIXELS) -> Way:
     """Take a picture file through one side.
 
@@ -85,15 +109,28 @@ def follow(content: bytes, side: Side, *, max_pixels: int = MAX_PIXELS) -> Way:
         InputError: it cannot be decoded.
         ParityError: the network gave NaN or infinite values.
     """
-    picture = side.decode(io.BytesIO(content), max_pixels)
-    x = side.prepare(picture, side.spec)
+    decoded = decode(content, side, max_pixels=max_pixels)
+    return onward(decoded.pixels, side.prepare(decoded.picture, side.spec), side)
+
+
+def onward(pixels: NDArray[np.uint8], x: Array, side: Side) -> Way:
+    """Take a prepared picture through the rest of one side.
+
+    Args:
+        pixels: (H,W,3), of the decoded picture.
+        x: (1,3,size,size), what was made of it for the network.
+        side: whose network and what follows it.
+
+    Raises:
+        ParityError: the network gave NaN or infinite values.
+    """
     saliency = side.network(x)
     if not np.isfinite(saliency).all():
         count = int((~np.isfinite(saliency)).sum())
         raise ParityError(f"{side.name} gave {count} NaN or infinite values")
     stretched = side.finish(saliency, side.spec)
-    mask = np.asarray(pipeline.enlarge(stretched, picture.size))
-    return Way(np.asarray(pipeline.opaque(picture)), x, saliency, stretched, mask)
+    mask = np.asarray(pipeline.enlarge(stretched, (pixels.shape[1], pixels.shape[0])))
+    return Way(pixels, x, saliency, stretched, mask)
 
 
 @dataclass(frozen=True)
@@ -122,8 +159,7 @@ def part(reference: Way, candidate: Way, budget: Budget) -> Parting:
     if reference.picture.shape != candidate.picture.shape:
         shapes = f"{_size(reference.picture)} and {_size(candidate.picture)} pixels"
         found.append((Stage.PICTURE, f"pictures of {shapes}"))
-    elif not np.array_equal(reference.picture, candidate.picture):
-        most = np.abs(reference.picture.astype(np.int16) - candidate.picture).max()
+    elif most := _apart(reference.picture, candidate.picture):
         found.append((Stage.PICTURE, f"pixels differ by up to {most} of 255"))
     found += _parted_inputs(reference.x, candidate.x)
     contrast = float(np.ptp(reference.saliency))
@@ -173,10 +209,21 @@ def _parted_masks(reference: Way, candidate: Way, subject: bool) -> list[tuple[S
     if not subject:
         return []
     before = float(np.abs(reference.stretched - candidate.stretched).max())
-    apart = np.abs(reference.mask.astype(np.int16) - candidate.mask).max() / 255
+    apart = _apart(reference.mask, candidate.mask) / 255
     if apart > before + MASK_STEP:
         return [(Stage.MASK, f"masks differ by {apart:.3g}, stretched maps by {before:.3g}")]
     return []
+
+
+def _apart(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+    """Largest difference of two pictures, a band of rows at a time."""
+    if one is other:
+        return 0
+    bands = range(0, len(one), _BAND)
+    return max(
+        int(np.abs(one[top : top + _BAND].astype(np.int16) - other[top : top + _BAND]).max())
+        for top in bands
+    )
 
 
 def _size(values: NDArray[np.generic]) -> str:

@@ -1,0 +1,74 @@
+"""Does a check that passes once pass every time?
+
+    python benchmarks/false_alarms.py --weights FILE --pictures FOLDER... [--runs 200]
+
+Every run opens the fp32 and fp16 files of ONNX and OpenVINO anew, every tenth time with one thread,
+takes each photograph through the whole pipeline, and judges it against PyTorch by the project's
+own budgets, as `u2export parity` does. PyTorch's answers are computed once, by the runner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from report import leave
+from rich.progress import track
+
+from u2export import build, registry, weights
+from u2export.backend import Array, Runner
+from u2export.parity.budgets import BUDGETS, excess, judge
+from u2export.parity.stages import Side, follow, part
+from u2export.spec import MODELS, ExportSpec, Precision
+
+ONE_THREAD = 10  # every so many runs
+
+
+def main() -> None:
+    """Judge again and again, leave the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="folders")
+    parser.add_argument("--runs", type=int, default=200)
+    args = parser.parse_args()
+    model = MODELS["u2netp" if args.weights else "u2netp-demo"]
+    source, spec = weights.find(model, args.weights), model.picture
+    contents = [path.read_bytes() for folder in args.pictures for path in sorted(folder.iterdir())]
+
+    def side(runner: Runner) -> Side:
+        def network(x: Array) -> Array:
+            return runner(x)[0, 0]
+
+        return Side("a runner", network, spec)
+
+    with registry.open_runner(source) as runner:
+        references = [follow(content, side(runner)) for content in contents]
+    alarms, judged, worst = [], 0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts = [
+            build.build(backend, ExportSpec(model, spec.size, precision), source, Path(folder))
+            for precision in (Precision.FP32, Precision.FP16)
+            for backend in ("onnx", "openvino")
+        ]
+        for run in track(range(args.runs), "judging"):
+            for artifact in artifacts:
+                budget = BUDGETS[artifact.facts.precision]
+                threads = 1 if run % ONE_THREAD == 0 else None
+                with registry.open_runner(artifact, threads=threads) as runner:
+                    ways = [follow(content, side(runner)) for content in contents]
+                partings = [part(a, b, budget) for a, b in zip(references, ways, strict=True)]
+                judged += len(partings)
+                alarms += [reason for one in partings if one.stage for reason in one.reasons]
+                differences = [one.difference for one in partings if one.difference]
+                total = judge(differences, [one.contrast for one in partings])
+                alarms += [over] if (over := excess(total, budget)) else []
+                name = artifact.path.name
+                worst[name] = max(worst.get(name, 0.0), total.raw_max)
+    figures = {"weights": model.name, "runs": args.runs, "pictures": len(contents)}
+    figures |= {"judgements": judged, "false alarms": alarms, "largest raw max": worst}
+    leave("false_alarms", figures)
+
+
+if __name__ == "__main__":
+    main()
