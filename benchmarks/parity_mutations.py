@@ -1,6 +1,6 @@
 """Is every way to break an export seen, and at which stage?
 
-    python benchmarks/parity_mutations.py [--weights FILE --pictures FOLDER]
+    python benchmarks/parity_mutations.py [--weights FILE --pictures FOLDER] [--command]
 
 Each mutation is made on a copy of a whole export, or of the pipeline around it, and judged by the
 project's own budgets against PyTorch. Without real weights the bundled demo weights and drawn
@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ from report import leave
 from rich.console import Console
 from rich.table import Table
 
+from u2export import artifact as artifacts
 from u2export import build, checkpoint, pipeline, registry, weights
 from u2export.artifact import Artifact
 from u2export.backend import Array
@@ -32,6 +37,7 @@ from u2export.errors import U2ExportError
 from u2export.parity.budgets import BUDGETS, Budget
 from u2export.parity.cases import Case, degenerate, drawn, yours
 from u2export.parity.emulate import Emulated
+from u2export.parity.report import Report
 from u2export.parity.stages import Parting, Side, follow, part
 from u2export.spec import MODELS, ExportSpec, ModelSpec, PictureSpec, Precision, Resize
 
@@ -200,6 +206,69 @@ def side_of(runner: Callable[[Array], Array], spec: PictureSpec, name: str) -> S
     return Side(name, lambda x: runner(x)[0, 0], spec)
 
 
+def damaged(artifact: Artifact, folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """What can be done to a file: the file and the options to judge it with, by mutation."""
+    found: dict[str, tuple[Path, list[str]]] = {}
+    for mutation in MUTATIONS:
+        if mutation.model:
+            found[mutation.name] = (mutated(artifact, mutation, folder).path, [])
+    found["resized as rembg does"] = (artifact.path, ["--resample", "lanczos"])
+    swapped = folder / "swapped.onnx"
+    facts = artifact.facts.model_copy(
+        update={"mean": artifact.facts.std, "std": artifact.facts.mean}
+    )
+    shutil.copy(artifact.path, swapped)
+    files = {swapped.name: artifacts.sha256_of(swapped)}
+    told = dataclasses.replace(artifact, facts=facts, files=files)
+    artifacts.manifest_path(swapped).write_text(told.manifest.text())
+    found["mean and standard deviation swapped"] = (swapped, [])
+    return found
+
+
+def commanded(path: Path, options: list[str], folder: Path, common: list[str]) -> dict[str, str]:
+    """Judge a file by the command line: exit status, first stage and metric."""
+    words = ["parity", "torch", str(path), *options, "--json", "r.json", *common]
+    done = subprocess.run(
+        [sys.executable, "-m", "u2export", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 6):
+        raise RuntimeError(done.stderr)
+    report = Report.model_validate_json((folder / "r.json").read_text())
+    failed = report.candidates[0].failed
+    first = failed[0] if failed else None
+    return {
+        "status": str(done.returncode),
+        "cases": f"{len(failed)} of {len(report.candidates[0].cases)} fail",
+        "first stage": first.stage if first else "",
+        "metric": first.reasons[0] if first else "",
+        "replay": str((folder / "replays" / f"{path.name}.replay.zip").is_file()),
+    }
+
+
+def nncf_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Path:
+    """Quantize an ONNX file for OpenVINO as NNCF does by itself."""
+    import io
+
+    import nncf
+    import openvino as ov
+
+    spec = artifact.facts.picture
+    inputs = [pipeline.preprocess(pipeline.open_picture(io.BytesIO(c)), spec) for c in calibration]
+    model = ov.Core().read_model(artifact.path)
+    made = nncf.quantize(model, nncf.Dataset(inputs))
+    for key in list(made.get_rt_info()):
+        if key.startswith("u2export"):
+            del made.get_rt_info()[key]
+    target = folder / "nncf-int8.xml"
+    ov.save_model(made, target)
+    return target
+
+
 def naive_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Path:
     """Quantize as onnxruntime's static quantizer does by itself."""
     import io
@@ -248,6 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
     parser.add_argument("--pictures", type=Path, help="a folder of photographs; else drawn ones")
+    parser.add_argument("--command", action="store_true", help="by the command line as well")
     args = parser.parse_args()
     model: ModelSpec = MODELS["u2netp" if args.weights else "u2netp-demo"]
     source = weights.find(model, args.weights)
@@ -255,6 +325,7 @@ def main() -> None:
     files = contents(cases)
     budget, spec = BUDGETS[Precision.FP32], model.picture
     rows = []
+    typed: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as name, registry.open_runner(source) as torch_runner:
         folder = Path(name)
         artifact = build.build("onnx", ExportSpec(model, spec.size), source, folder)
@@ -269,13 +340,31 @@ def main() -> None:
             candidate = side_of(runner, spec, "naive int8")
             found = partings(files, reference, candidate, BUDGETS[Precision.INT8])
         rows.append(row("naive int8 (onnxruntime's static quantizer as it comes)", found))
+        if args.command:
+            common = ["--model", model.name]
+            common += ["--weights", str(Path(args.weights).resolve())] if args.weights else []
+            common += ["--pictures", str(args.pictures.resolve())] if args.pictures else []
+            files_to_judge = damaged(artifact, folder)
+            files_to_judge["naive int8 (onnxruntime's static quantizer as it comes)"] = (path, [])
+            if importlib.util.find_spec("nncf"):
+                quantized = nncf_int8(artifact, folder, calibration)
+                files_to_judge["naive int8 (NNCF as it comes)"] = (quantized, [])
+            for name, (file, options) in {"none": (artifact.path, []), **files_to_judge}.items():
+                typed[name] = commanded(file, options, folder, common)
     over = overflowing(source, BUDGETS[Precision.FP16], files[0])
     rows.append(row("fp16 overflow in stage2d.rebnconv2d (emulated)", [over]))
     table = Table(*rows[0])
     for one in rows:
         table.add_row(*map(str, one.values()))
-    Console(width=160).print(table)
-    leave("parity_mutations", {"weights": model.name, "pictures": len(files), "mutations": rows})
+    console = Console(width=160)
+    console.print(table)
+    if typed:
+        table = Table("by the command line", *typed["none"])
+        for name, told in typed.items():
+            table.add_row(name, *told.values())
+        console.print(table)
+    figures = {"weights": model.name, "pictures": len(files), "mutations": rows, "command": typed}
+    leave(f"parity_mutations-{model.name}", figures)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from u2export import build, judging, machine, registry, weights
 from u2export.artifact import Artifact
 from u2export.errors import ArtifactError, DependencyError, InputError, ParityError
 from u2export.parity import certificate, replay
-from u2export.parity.budgets import BUDGETS, Budget, read
+from u2export.parity.budgets import BUDGETS, read
 from u2export.parity.cases import degenerate, drawn
 from u2export.parity.metrics import boundary_f, compare, cosine
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
@@ -461,11 +461,12 @@ def test_a_batch_that_is_not_its_pictures_fails():
     assert found.reasons[0].startswith("raw_max")
 
 
-def test_a_budget_of_another_precision_is_not_taken(copied: Path, tmp_path: Path):
-    (tmp_path / "b.json").write_text('{"fp16": {"raw_mean": 0}}')
-    budget = judging.budgets(tmp_path / "b.json")[Precision.FP16]
-    assert isinstance(budget, Budget)
-    assert budget.raw_mean == 0
+def test_a_budget_file_decides_and_is_told(command, copied: Path):
+    (copied / "b.json").write_text('{"fp32": {"raw_mean": 0}, "fp16": {"mask_mae": 0.5}}')
+    done = command("parity", "torch", ONNX, "--budget", "b.json")
+    assert done.returncode == 6
+    assert "raw_mean" in done.stdout
+    assert "budgets of b.json:\n  fp32: raw_max 0.0003, raw_mean 0, " in done.stdout
 
 
 def test_the_assertion_gives_the_report_or_raises_it(broken: Path, small: Path, tmp_path: Path):

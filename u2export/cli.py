@@ -373,6 +373,7 @@ def parity(
         threads=threads,
         allow_missing=allow_missing,
         command=shlex.join(["u2export", *sys.argv[1:]]),
+        budget_file=budget,
     )
     report, kept = judging.examine(question, tracked)
     print(judging.text(report))

@@ -69,6 +69,7 @@ class Question:
         threads: for computation; by default all this process may use.
         allow_missing: a candidate whose runtime or device is not there is no failure.
         command: what was typed.
+        budget_file: where the budgets are from, if they are not ours.
     """
 
     reference: str
@@ -84,6 +85,7 @@ class Question:
     threads: int | None = None
     allow_missing: bool = False
     command: str = ""
+    budget_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -500,6 +502,7 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
         reference=_party(reference, "", ""),
         candidates=tuple(_result(one) for one in candidates),
         allow_missing=question.allow_missing,
+        budgets=printable(str(question.budget_file or "")),
     )
     return report, [kept for one in candidates for kept in one.kept]
 

@@ -119,6 +119,7 @@ class Report(_Fact):
         reference: what the candidates were compared with.
         candidates: one each.
         allow_missing: a candidate that could not be judged is no failure.
+        budgets: the file whose budgets took the place of ours; empty where none did.
     """
 
     schema_version: int = SCHEMA
@@ -129,6 +130,7 @@ class Report(_Fact):
     reference: Party
     candidates: tuple[CandidateResult, ...]
     allow_missing: bool = False
+    budgets: str = ""
 
     @property
     def missing(self) -> tuple[CandidateResult, ...]:

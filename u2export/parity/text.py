@@ -22,8 +22,19 @@ def table(report: Report) -> str:
     lines = [f"against {report.reference.name}:", capture.get().rstrip("\n")]
     for one in report.candidates:
         lines += _remarks(one)
+    if report.budgets:
+        lines += [f"budgets of {report.budgets}:", *_budgets(report)]
     lines.append("passed" if report.passed else "FAILED")
     return "\n".join(lines)
+
+
+def _budgets(report: Report) -> list[str]:
+    """What each precision may differ by, a line each."""
+    found = {one.party.precision: one.budget for one in report.candidates if not one.missing}
+    return [
+        f"  {precision}: " + ", ".join(f"{k} {v:g}" for k, v in budget if v is not None)
+        for precision, budget in found.items()
+    ]
 
 
 def _row(one: CandidateResult) -> list[str]:
