@@ -22,13 +22,15 @@ LAYERS = [
     ["weights"],
     ["backends"],
     ["parity"],
+    ["bench"],
     ["build", "run", "inspection", "doctor"],
-    ["judging"],
+    ["judging", "benching"],
+    ["choosing"],
     ["cli", "testing", "__init__"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHIN = {"graph", "parity"}  # folders whose files may import each other
+WITHIN = {"bench", "graph", "parity"}  # folders whose files may import each other
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "onnxsim", "onnxscript"}
 HEAVY |= {"cuda", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 

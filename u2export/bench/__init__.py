@@ -1,0 +1,1 @@
+"""Fair measurement: workers that take turns, statistics that know their noise, and reports."""
