@@ -118,7 +118,7 @@ def take_side_output(model: ModelProto) -> None:
 
 
 def _divided_by_255(picture: Image.Image, spec: PictureSpec) -> Array:
-    square = pipeline._squash(pipeline.opaque(picture), spec) / np.float32(255)
+    square = pipeline.squash(pipeline.opaque(picture), spec) / np.float32(255)
     square = (square - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None], np.float32)
 

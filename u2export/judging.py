@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import io
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -39,7 +38,7 @@ from u2export.parity.text import table
 from u2export.parity.words import printable
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
-from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize, model_named
+from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize
 
 if TYPE_CHECKING:  # it needs torch and onnx, which judging artifacts by each other does not
     from u2export.parity.bisect import Bisection
@@ -211,7 +210,7 @@ def bisected(
     if artifacts[-1].facts.size != facts.size:
         raise InputError(f"{reference} and {candidate} are for pictures of different sizes")
     return bisect(
-        _weights(question, artifacts),
+        weights.common(artifacts, model, given),
         artifacts[0],
         x,
         (limits or BUDGETS)[facts.precision],
@@ -497,7 +496,7 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
     report = Report(
         created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
         command=printable(question.command),
-        machine=_machine(),
+        machine=machine.described(),
         versions=versions(),
         reference=_party(reference, "", ""),
         candidates=tuple(_result(one) for one in candidates),
@@ -522,7 +521,7 @@ def _opened(path: Path, question: Question) -> Artifact | DependencyError:
 def _reference(question: Question, artifacts: list[Artifact]) -> Artifact:
     if question.reference != TORCH:
         return registry.open_artifact(Path(question.reference))
-    return _weights(question, artifacts)
+    return weights.common(artifacts, question.model, question.weights)
 
 
 def _block(
@@ -567,20 +566,6 @@ def _answer(side: Side, case: Case) -> Array | U2ExportError:
         return side.network(side.prepare(decode(case.read(), side).picture, side.spec))
     except U2ExportError as error:
         return error
-
-
-def _weights(question: Question, artifacts: list[Artifact]) -> Artifact:
-    """The weights the candidates were made from, which must be the same for all."""
-    ours = [one for one in artifacts if not one.foreign]
-    if not ours:
-        if question.model is None:
-            raise InputError("name the reference's weights with --model and --weights")
-        return weights.find(model_named(question.model), question.weights)
-    different = {one.facts.weights.sha256 for one in ours}
-    if len(different) > 1:
-        names = ", ".join(f"{one.path.name} of {one.facts.weights.name}" for one in ours)
-        raise InputError(f"the candidates were made from different weights: {names}")
-    return weights.of(ours[0].facts, question.weights)
 
 
 def _ready(one: Artifact | DependencyError, question: Question) -> _Candidate:
@@ -851,14 +836,3 @@ def _property(name: str, pairs: list[tuple[Array, Array]], budget: Budget) -> Ca
         stage="raw saliency" if reasons else "",
         reasons=tuple(reasons),
     )
-
-
-def _machine() -> dict[str, str]:
-    cpu, features = machine.cpu_features()
-    return {
-        "system": platform.platform(),
-        "processor": cpu or platform.processor(),
-        "features": ", ".join(features),
-        "usable CPUs": str(machine.usable_cpus()),
-        "python": platform.python_version(),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,3 +150,17 @@ def _quota_v1(cgroup: Path) -> float:
     quota = int((cgroup / "cpu/cpu.cfs_quota_us").read_text())
     period = int((cgroup / "cpu/cpu.cfs_period_us").read_text())
     return quota / period if quota > 0 else _NO_QUOTA
+
+
+def described() -> dict[str, str]:
+    """Facts of this machine for a report: system, processor, features, usable CPUs, GPUs."""
+    cpu, features = cpu_features()
+    found = {
+        "system": platform.platform(),
+        "processor": cpu or platform.processor(),
+        "features": ", ".join(features),
+        "usable CPUs": str(usable_cpus()),
+        "python": platform.python_version(),
+    }
+    names = [gpu.name for gpu in cuda().gpus]
+    return found | ({"GPUs": ", ".join(names)} if names else {})

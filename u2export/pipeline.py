@@ -106,7 +106,19 @@ def preprocess(picture: Image.Image, spec: PictureSpec) -> Array:
     Source:
         xuebinqin/U-2-Net data_loader.py, RescaleT and ToTensorLab(flag=0).
     """
-    square = _squash(opaque(picture), spec)
+    return normalise(squash(opaque(picture), spec), spec)
+
+
+def normalise(square: Array, spec: PictureSpec) -> Array:
+    """Scale a squashed picture as the network expects it; the first half of `preprocess` is done.
+
+    Args:
+        square: (size, size, 3) float32, values 0 to 255; changed in place.
+        spec: per-channel mean and standard deviation.
+
+    Returns:
+        (1, 3, size, size) float32, channels R, G, B.
+    """
     largest = square.max()
     if largest > 0:
         square /= largest
@@ -195,8 +207,8 @@ def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return cut
 
 
-def _squash(picture: Image.Image, spec: PictureSpec) -> Array:
-    """Resize to (size, size, 3) float32, values 0 to 255."""
+def squash(picture: Image.Image, spec: PictureSpec) -> Array:
+    """Resize an opaque picture to (size, size, 3) float32, values 0 to 255."""
     if spec.resize is Resize.AUTHORS:
         return resize_plain(np.asarray(picture), spec.size, spec.size)
     resized = picture.resize((spec.size, spec.size), _FILTERS[spec.resize])

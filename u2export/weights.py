@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from platformdirs import user_cache_path
 from u2export import artifact as artifacts
 from u2export.artifact import Artifact, Facts, WeightsFacts
 from u2export.errors import ArtifactError, DependencyError, InputError
-from u2export.spec import MODELS, RANDOM, ModelSpec
+from u2export.spec import MODELS, RANDOM, ModelSpec, model_named
 
 DEFAULT_MODEL, FALLBACK_MODEL = "u2netp", "u2netp-demo"
 # A bare `u2export onnx` tries to fetch and then falls back, so it must not wait long for a
@@ -189,6 +190,30 @@ def remember(weights: Artifact) -> None:
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_durably(note, str(weights.path.resolve()).encode())
+
+
+def common(artifacts: Sequence[Artifact], model: str | None, given: str | None) -> Artifact:
+    """Find the weights that model files were made from, which must be the same for all.
+
+    Args:
+        artifacts: files of ours, or foreign ones.
+        model: where all are foreign: the model they were made from.
+        given: what `--weights` named, or None.
+
+    Raises:
+        InputError: they were made from different weights, or nobody says from which.
+        DependencyError: the weights are not to be had.
+        ArtifactError: what lies there is something else.
+    """
+    ours = [one for one in artifacts if not one.foreign]
+    if not ours:
+        if model is None:
+            raise InputError("name the reference's weights with --model and --weights")
+        return find(model_named(model), given)
+    if len({one.facts.weights.sha256 for one in ours}) > 1:
+        names = ", ".join(f"{one.path.name} of {one.facts.weights.name}" for one in ours)
+        raise InputError(f"the candidates were made from different weights: {names}")
+    return of(ours[0].facts, given)
 
 
 def of(facts: Facts, given: str | None = None) -> Artifact:

@@ -332,6 +332,21 @@ def accepts(model: bytes) -> object:
     return ov.Core().compile_model(ov.Core().read_model(model), "CPU")
 
 
+def stored(path: Path) -> Precision:
+    """Tell the precision most of a file's values have; int8 where anything is quantized."""
+    kinds = {"f32": Precision.FP32, "f16": Precision.FP16, "bf16": Precision.BF16}
+    kinds |= dict.fromkeys(("i8", "u8"), Precision.INT8)
+    counts = dict.fromkeys(kinds.values(), 0)
+    for node in _read(path).get_ordered_ops():
+        if node.get_type_name() == "FakeQuantize":
+            return Precision.INT8
+        if node.get_type_name() == "Constant":
+            name = node.get_output_element_type(0).to_string()
+            if name in kinds:
+                counts[kinds[name]] += math.prod(node.get_output_shape(0))
+    return max(counts, key=lambda precision: counts[precision])
+
+
 def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
     """Run an OpenVINO model that gives its modules' tensors as well, with float32 arithmetic.
 
@@ -401,6 +416,7 @@ BACKEND = Backend(
     companions=(".bin",),
     proof_at_open=(Device.CPU, Device.GPU),
     missing_device=missing_device,
+    stored=stored,
     accepts=accepts,
     tensors=tensors,
     digest_mark=DIGEST_MARK,
