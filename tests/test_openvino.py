@@ -367,7 +367,7 @@ def test_a_kill_between_two_steps_of_publishing_never_leaves_two_halves(
     """Whatever step is the last: the old artifact, the new one, or none; never one of each."""
     out = tmp_path / "out"
     out.mkdir()
-    build._publish(_named_net(tmp_path / "a", exported, "fp32"), tmp_path / "a", out)
+    build.publish(_named_net(tmp_path / "a", exported, "fp32"), tmp_path / "a", out)
     new = _named_net(tmp_path / "b", exported, "fp16")
     taken = 0
 
@@ -391,7 +391,7 @@ def test_a_kill_between_two_steps_of_publishing_never_leaves_two_halves(
         patch.setattr(Path, "unlink", unlink)
         patch.setattr(os, "replace", replace)
         try:
-            build._publish(new, tmp_path / "b", out)
+            build.publish(new, tmp_path / "b", out)
         except KeyboardInterrupt:
             assert taken == step
         else:

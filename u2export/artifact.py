@@ -339,3 +339,21 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a text file, whole or not at all; its folder is made if absent.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part_file.write_text(content, encoding="utf-8")
+            part_file.replace(path)
+        finally:
+            part_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -148,7 +148,7 @@ def build(
     _require(backend)
     target = out / f"{spec.stem}{backend.suffixes[0]}"
     try:
-        with _workspace(target) as folder:
+        with workspace(target) as folder:
             parent = _parent(backend, spec, source, out, phase)
             phase(f"converting {parent.path.name} to {target.name}")
             facts = backend.export(parent, spec, folder / target.name)
@@ -156,7 +156,7 @@ def build(
             files = {path.name: artifacts.sha256_of(path) for path in paths}
             draft = Artifact(paths[0], backend.name, facts, files)
             draft = dataclasses.replace(draft, checks=_checks(draft, source, parent, phase))
-            _publish(draft, folder, out)
+            publish(draft, folder, out)
     except OSError as error:
         raise _unwritable(target, error) from error
     if source.backend == "torch":
@@ -245,10 +245,13 @@ def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -
 
 
 @contextmanager
-def _workspace(target: Path) -> Iterator[Path]:
+def workspace(target: Path) -> Iterator[Path]:
     """A folder beside the target, on the same disk, that no other export of it uses.
 
     It bears a fixed name under a lock, so what a killed export left is removed by the next one.
+
+    Raises:
+        ExportError: another export of it is running.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
@@ -266,7 +269,7 @@ def _workspace(target: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _publish(draft: Artifact, folder: Path, out: Path) -> None:
+def publish(draft: Artifact, folder: Path, out: Path) -> None:
     """Move the files to their place so that a kill at any moment leaves a whole artifact or none.
 
     A model file without a manifest is whole: it carries its facts and its own digest. So the old

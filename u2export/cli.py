@@ -426,6 +426,165 @@ def bisect(
 
 
 @app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="The model files to be measured.")],
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Your own pictures, or folders of them; repeatable.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Pictures a call, such as 1,4,8; by default the fewest.")
+    ] = None,
+    duration: Annotated[
+        float, typer.Option(help="Seconds of steady measuring at most, all files together.")
+    ] = 30.0,
+    reference: Annotated[
+        str, typer.Option(help="What masks are compared with: 'torch' or a model file.")
+    ] = "torch",
+    weights: Annotated[
+        str | None, typer.Option(help="The weights file, where the reference is torch.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The row that ratios are taken against; else the first.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier report of this machine to compare with.")
+    ] = None,
+    max_slowdown: Annotated[
+        str, typer.Option(help="With --baseline: status 6 beyond this, such as 10%.")
+    ] = "10%",
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+    precision: _PRECISION = None,
+    model: _FOREIGN_MODEL = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots and masks.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a sheet.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown table.")] = None,
+) -> None:
+    """Measure model files in turns, with their masks judged; status 6 if one is wrong or fails."""
+    from u2export import benching
+    from u2export import run as running
+
+    most, earlier = benching.share(max_slowdown), benching.earlier(baseline)
+    plan = benching.Plan(
+        artifacts=tuple(artifacts),
+        pictures=tuple(running.pictures_in(pictures or [])),
+        reference=reference,
+        weights=weights,
+        model=model,
+        device=Device.named(device) if device else None,
+        threads=threads,
+        precision=Precision.named(precision) if precision else None,
+        batches=benching.batches(batch),
+        seconds=duration,
+        baseline=against,
+        command=shlex.join(["u2export", *sys.argv[1:]]),
+    )
+    with phases() as phase:
+        report, shown = benching.measure(plan, phase)
+    print(benching.text(report))
+    benching.write(
+        report, shown, json_file=json_file, html_file=html, csv_file=csv, markdown_file=markdown
+    )
+    found = benching.changes(report, earlier, most) if earlier else []
+    for change in found:
+        print(benching.told(change))
+    benching.demand(report)
+    benching.demand_speed(found, most)
+
+
+_LIMITS = {
+    "latency": typer.Option("--max-latency-ms", help="Of a picture, median."),
+    "iou": typer.Option("--min-iou", help="Of the masks with the reference's, mean."),
+    "mae": typer.Option("--max-mae", help="Of the masks, mean absolute difference."),
+    "size": typer.Option("--max-size-mb", help="Of the files."),
+    "memory": typer.Option("--max-memory-mb", help="Of the process, above Python's own."),
+}
+
+
+@app.command()
+def recommend(
+    report: Annotated[Path, typer.Argument(help="What `u2export bench --json` wrote.")],
+    max_latency_ms: Annotated[float | None, _LIMITS["latency"]] = None,
+    min_iou: Annotated[float | None, _LIMITS["iou"]] = None,
+    max_mae: Annotated[float | None, _LIMITS["mae"]] = None,
+    max_size_mb: Annotated[float | None, _LIMITS["size"]] = None,
+    max_memory_mb: Annotated[float | None, _LIMITS["memory"]] = None,
+    as_json: _JSON = False,
+) -> None:
+    """Name the fastest file with the right mask that keeps all limits; status 6 if none does."""
+    from u2export.bench import recommend as recommending
+    from u2export.bench import report as reports
+
+    limits = recommending.Limits(
+        max_latency_ms=max_latency_ms,
+        min_iou=min_iou,
+        max_mae=max_mae,
+        max_size_mb=max_size_mb,
+        max_memory_mb=max_memory_mb,
+    )
+    measured = reports.read(report)
+    found = recommending.recommend(measured, limits)
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        print(recommending.text(measured, found, limits))
+    recommending.demand(found)
+
+
+@app.command()
+def auto(
+    model: Annotated[str | None, _MODEL_OPTION] = None,
+    weights: Annotated[str | None, typer.Option(help="A .pth or .safetensors file.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Sides of the input to try, such as 320,256.")
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Option(help="Your own pictures, or folders of them; repeatable.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the winner.")] = Path("exported"),
+    threads: _THREADS = None,
+    duration: Annotated[float, typer.Option(help="Seconds of steady measuring at most.")] = 30.0,
+    max_latency_ms: Annotated[float | None, _LIMITS["latency"]] = None,
+    min_iou: Annotated[float | None, _LIMITS["iou"]] = None,
+    max_mae: Annotated[float | None, _LIMITS["mae"]] = None,
+    max_size_mb: Annotated[float | None, _LIMITS["size"]] = None,
+    max_memory_mb: Annotated[float | None, _LIMITS["memory"]] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots and masks.")] = None,
+) -> None:
+    """Export every format, judge, measure, and leave the best here; prints its path."""
+    from u2export import benching, choosing
+    from u2export import run as running
+    from u2export.bench.recommend import Limits
+
+    wish = choosing.Wish(
+        model_named(model or DEFAULT_MODEL),
+        weights,
+        fallback=model is None and weights is None,
+        limits=Limits(
+            max_latency_ms=max_latency_ms,
+            min_iou=min_iou,
+            max_mae=max_mae,
+            max_size_mb=max_size_mb,
+            max_memory_mb=max_memory_mb,
+        ),
+        sizes=benching.batches(sizes),
+        pictures=tuple(running.pictures_in(pictures or [])),
+        out=out,
+        threads=threads,
+        seconds=duration,
+        command=shlex.join(["u2export", *sys.argv[1:]]),
+    )
+    with phases() as phase:
+        choice = choosing.choose(wish, phase)
+    say(choosing.text(choice, wish))
+    benching.write(choice.report, choice.shown, json_file=json_file, html_file=html)
+    choosing.insist(choice)
+    print(choice.path)
+
+
+@app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
     as_json: _JSON = False,

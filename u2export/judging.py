@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from u2export import build, machine, registry, steady, weights
-from u2export.artifact import Artifact, Facts
+from u2export.artifact import Artifact, Facts, write_text
 from u2export.backend import Array, Runner
 from u2export.doctor import versions
 from u2export.errors import DependencyError, ExportError, InputError, ParityError, U2ExportError
@@ -35,6 +35,7 @@ from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.shown import Shown
 from u2export.parity.stages import Side, Way, decode, follow, onward, part
 from u2export.parity.text import table
+from u2export.parity.words import fault as fault
 from u2export.parity.words import printable
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
@@ -232,7 +233,7 @@ def show_growth(found: Bisection, title: str, path: Path) -> None:
         raise DependencyError(
             f"this form needs {error.name}: pip install 'u2export[parity]'"
         ) from error
-    _write_text(path, growth.page(found, title))
+    write_text(path, growth.page(found, title))
 
 
 def demand_bisected(found: Bisection) -> None:
@@ -266,7 +267,7 @@ def write(
     """
     try:
         if json_file:
-            _write_text(json_file, report.model_dump_json(indent=1) + "\n")
+            write_text(json_file, report.model_dump_json(indent=1) + "\n")
         if junit_file:
             from u2export.parity import junit
 
@@ -274,7 +275,7 @@ def write(
         if html_file:
             from u2export.parity import html
 
-            _write_text(html_file, html.page(report, _shown(kept)))
+            write_text(html_file, html.page(report, _shown(kept)))
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"this form needs {error.name}: pip install 'u2export[parity]'"
@@ -355,19 +356,6 @@ def certificate_text(path: Path, found: certificate.Certificate) -> str:
         f"{found.cases} cases: raw max {figures.raw_max:.2g}, mask MAE {figures.mask_mae:.2g}, "
         f"IoU {figures.mask_iou:.4f} (worst {figures.worst_iou:.4f}); {found.ran}"
     )
-
-
-def _write_text(path: Path, content: str) -> None:
-    part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part_file.write_text(content, encoding="utf-8")
-            part_file.replace(path)
-        finally:
-            part_file.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

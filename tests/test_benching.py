@@ -1,0 +1,261 @@
+"""`u2export bench`, `recommend` and `auto`, with real workers on artifacts of 64 pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import DEMO
+from onnx import numpy_helper
+
+from u2export import benching, choosing, machine, registry
+from u2export.bench.crew import Worker, WorkerError
+from u2export.bench.recommend import Limits
+from u2export.bench.report import STAGES, read
+from u2export.bench.worker import Assignment
+from u2export.drawn import draw
+from u2export.errors import DependencyError, InputError, ParityError
+
+# Input sizes other than the model's own are judged by the masks of its own: not what is tested.
+pytestmark = pytest.mark.usefixtures("_small_inputs_are_right")
+ONNX, XML = "u2netp-demo-fp32-64-bN.onnx", "u2netp-demo-fp32-64-bN.xml"
+
+
+@pytest.fixture
+def _small_inputs_are_right(monkeypatch):
+    monkeypatch.setattr(benching, "LEAST_IOU", 0.0)
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path) -> Path:
+    for path in small.glob("u2netp-demo-*"):
+        shutil.copy(path, tmp_path)
+    for seed in (1_000_004, 1_000_005):
+        draw(seed, (200, 150)).picture.save(tmp_path / f"{seed}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted(folder.glob("*.png")))
+
+
+def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, pictures):
+    report, shown = benching.measure(
+        benching.Plan((folder / ONNX, folder / XML), pictures, seconds=4)
+    )
+    assert [row.name for row in report.rows] == [ONNX, XML]
+    for row in report.rows:
+        assert row.failed == ""
+        assert row.latency.count >= 3 * len(row.latency.blocks)
+        assert row.latency.low <= row.latency.median <= row.latency.high
+        assert set(row.stages) == set(STAGES)
+        assert row.stages["infer"] == pytest.approx(row.latency.median, rel=1)
+        assert row.memory_mb > 10
+        assert row.mask.passed
+        assert 0 < row.mask.worst_iou <= row.mask.iou < 1  # those of 64 pixels, not of 320
+        assert row.throughput.pictures > 0
+        assert row.files == dict(registry.open_artifact(folder / row.file).files)
+        size = sum((folder / name).stat().st_size for name in row.files)
+        assert row.size_mb == pytest.approx(size / 1e6)
+        assert row.ran.startswith("stored fp32, computed fp32 on cpu")
+    assert set(report.rows[1].throughput.tried) >= {"batch 1", "batch 4", "2 streams"}
+    blocks = {len(row.latency.blocks) for row in report.rows} | {len(report.calibration)}
+    assert len(blocks) == 1  # one block each a round
+    assert [ratio.name for ratio in report.ratios] == [XML]
+    assert {one.candidate for one in shown} == {ONNX, XML}
+    benching.demand(report)
+
+
+def test_a_smaller_input_must_keep_the_masks_of_the_models_own(folder: Path, pictures, monkeypatch):
+    monkeypatch.setattr(benching, "LEAST_IOU", 0.975)
+    report, _ = benching.measure(benching.Plan((folder / ONNX,), pictures, seconds=1))
+    assert not report.rows[0].mask.passed
+    assert report.rows[0].mask.reasons[0].endswith("at least 0.975, against 320 pixels")
+    assert report.winner is None
+    plan = benching.Plan((folder / ONNX,), pictures, reference=str(folder / XML), seconds=1)
+    report, _ = benching.measure(plan)
+    assert report.reference == XML
+    assert report.rows[0].mask.iou > 0.9999
+
+
+def test_a_sleep_in_every_call_is_seen(folder: Path, pictures):
+    plan = benching.Plan((folder / ONNX, folder / XML), pictures, seconds=3, delays=(0.05, 0.0))
+    report, _ = benching.measure(plan)
+    assert report.rows[0].latency.median > 50
+    [ratio] = report.ratios
+    assert ratio.verdict == "faster"
+
+
+def test_a_batch_is_a_row_of_its_own(folder: Path, pictures):
+    report, _ = benching.measure(
+        benching.Plan((folder / ONNX,), pictures, batches=(1, 4), seconds=2)
+    )
+    assert [(row.name, row.batch) for row in report.rows] == [(ONNX, 1), (f"{ONNX} b4", 4)]
+    one, four = report.rows
+    assert four.latency.median > 1.5 * one.latency.median
+    assert four.per_picture == pytest.approx(four.latency.median / 4)
+
+
+def test_a_fast_wrong_answer_is_marked_never_wins_and_is_status_6(folder: Path, pictures):
+    wrong = onnx.load(folder / ONNX)
+    item = next(i for i in wrong.graph.initializer if i.name.startswith("stage1.rebnconv2."))
+    item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 2, item.name))
+    artifact = registry.open_artifact(folder / ONNX)
+    for suffix in (".onnx", ".onnx.json"):
+        shutil.copy(folder / f"{ONNX.removesuffix('.onnx')}{suffix}", folder / f"wrong{suffix}")
+    onnx.save(wrong, folder / "wrong.onnx")
+    from u2export import artifact as artifacts
+
+    files = {"wrong.onnx": artifacts.sha256_of(folder / "wrong.onnx")}
+    told = artifact.manifest.model_copy(update={"files": files})
+    (folder / "wrong.onnx.json").write_text(told.text())
+    plan = benching.Plan((folder / "wrong.onnx", folder / ONNX), pictures, seconds=1, delays=())
+    report, _ = benching.measure(plan)
+    assert not report.rows[0].mask.passed
+    assert report.winner.name == ONNX
+    with pytest.raises(ParityError, match=r"the mask is wrong: wrong\.onnx"):
+        benching.demand(report)
+
+
+def test_a_killed_worker_is_told_in_its_row_and_the_others_finish(
+    folder: Path, pictures, monkeypatch
+):
+    real, asked = Worker.ask, []
+
+    def ask(self: Worker, order: str, **given: object):
+        if order == "block" and ONNX in str(self._wanted.artifact):
+            asked.append(order)
+            if len(asked) == 2:
+                os.kill(self.pid, signal.SIGKILL)
+        return real(self, order, **given)
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    report, _ = benching.measure(benching.Plan((folder / ONNX, folder / XML), pictures, seconds=2))
+    assert report.rows[0].failed == (
+        "its process was killed (SIGKILL): out of memory, or by somebody"
+    )
+    assert report.rows[0].latency is None
+    assert report.rows[1].mask.passed
+    with pytest.raises(ParityError, match=r"not measured: .*SIGKILL"):
+        benching.demand(report)
+
+
+def test_a_worker_that_is_refused_its_file_says_why(folder: Path, pictures):
+    (folder / "junk.onnx").write_bytes(b"no model")
+    wanted = Assignment(artifact=folder / "junk.onnx", model=DEMO.name, pictures=pictures)
+    with Worker(wanted) as worker, pytest.raises(WorkerError, match="refuses"):
+        worker.open()
+
+
+def test_the_workers_memory_is_what_the_kernel_says(folder: Path, pictures):
+    with Worker(Assignment(artifact=folder / ONNX, pictures=pictures)) as worker:
+        worker.open()
+        told = worker.ask("memory")
+        lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    peak = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+    assert told["peak"] == pytest.approx(peak, rel=0.03)
+    assert 0 < told["baseline"] < told["peak"]
+
+
+@pytest.mark.skipif(bool(machine.cuda().gpus), reason="this machine has a GPU")
+def test_a_runtime_that_is_missing_is_a_row_that_says_so(folder: Path, pictures):
+    engine = folder / "u2netp-demo-fp32-64-bN.engine"
+    report, _ = benching.measure(benching.Plan((folder / ONNX, engine), pictures, seconds=1))
+    assert report.rows[1].failed.startswith("cannot run here: ")
+    with pytest.raises(DependencyError, match="not measured"):
+        benching.demand(report)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["none.onnx"], "there is no artifact at none.onnx"),
+        ([ONNX, ONNX], f"two model files are called {ONNX}"),
+        ([ONNX, "--batch", "0"], "batches are whole numbers above 0"),
+        ([ONNX, "--duration", "0"], "the duration must be above 0"),
+        ([ONNX, "--pictures", "none"], "none cannot be read"),
+        ([ONNX, "--max-slowdown", "much"], "a slowdown is a share such as 10%"),
+        ([ONNX, "--baseline", "none.json"], "none.json cannot be read"),
+        ([ONNX, "--baseline", f"{ONNX}.json"], "is no benchmark report"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_status_2(command, folder: Path, words, sentence):
+    done = command("bench", *words)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert sentence in done.stderr
+
+
+def test_the_commands_measure_recommend_and_compare_with_before(command, folder: Path):
+    words = [ONNX, XML, "--pictures", "1000004.png", "--duration", "2"]
+    words += ["--reference", XML]
+    forms = ["--json", "b.json", "--html", "b.html", "--csv", "b.csv", "--markdown", "b.md"]
+    done = command("bench", *words, *forms)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = read(folder / "b.json")
+    assert report.winner is not None
+    assert f"fastest with the right mask: {report.winner.name}" in done.stdout
+    assert {"b.html", "b.csv", "b.md"} <= {path.name for path in folder.iterdir()}
+    done = command("recommend", "b.json", "--min-iou", "0.99")
+    assert done.returncode == 0, done.stderr
+    done = command("recommend", "b.json", "--max-latency-ms", "0.001", "--json")
+    assert done.returncode == 6
+    assert json.loads(done.stdout)["winner"] == ""
+    done = command("bench", *words, "--baseline", "b.json", "--max-slowdown", "1000%")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "times the baseline's latency" in done.stdout
+    fast = json.loads((folder / "b.json").read_text())
+    for row in fast["rows"]:
+        for name in ("median", "low", "high"):
+            row["latency"][name] /= 20
+    (folder / "fast.json").write_text(json.dumps(fast))
+    done = command("bench", *words, "--baseline", "fast.json")
+    assert done.returncode == 6
+    assert "slower than the baseline by more than 10%" in done.stderr
+
+
+def test_auto_leaves_the_best_whole_and_certified(folder: Path, pictures, monkeypatch):
+    monkeypatch.setattr(choosing, "PRECISIONS", choosing.PRECISIONS[:1])
+    monkeypatch.setattr(registry, "names", lambda: ["onnx", "openvino"])
+    wish = choosing.Wish(DEMO, sizes=(64,), pictures=pictures, out=folder / "out", seconds=1)
+    choice = choosing.choose(wish)
+    assert choice.path is not None
+    found = registry.open_artifact(choice.path)
+    assert found.files
+    assert found.checks["certificate"]["judgement"]["subjects"] > 0
+    assert choice.path.name == choice.report.row(choice.found.winner).file
+    assert {path.name for path in choice.path.parent.iterdir() if path.name[0] != "."} == {
+        *found.files,
+        f"{choice.path.name}.json",
+    }
+    with registry.open_runner(found) as runner:
+        assert np.isfinite(runner(np.zeros((1, 3, 64, 64), np.float32))).all()
+
+
+def test_auto_leaves_nothing_where_nothing_keeps_the_limits(folder: Path, pictures, monkeypatch):
+    monkeypatch.setattr(choosing, "PRECISIONS", choosing.PRECISIONS[:1])
+    monkeypatch.setattr(registry, "names", lambda: ["onnx"])
+    wish = choosing.Wish(
+        DEMO, limits=Limits(max_size_mb=0.1), sizes=(64,), pictures=pictures, out=folder / "out",
+        seconds=1,
+    )  # fmt: skip
+    choice = choosing.choose(wish)
+    assert choice.path is None
+    assert not (folder / "out").exists()
+    with pytest.raises(ParityError):
+        choosing.insist(choice)
+
+
+def test_shares_and_batches_are_read_or_refused():
+    assert benching.share("10%") == 0.1
+    assert benching.share("0.25") == 0.25
+    assert benching.batches("1,4,4,8") == (1, 4, 8)
+    for text in ("-1%", "nan", "inf"):
+        with pytest.raises(InputError):
+            benching.share(text)

@@ -1,0 +1,109 @@
+"""Statistics of interleaved blocks: are their claims true of data whose truth is known?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from u2export.bench import stats
+from u2export.bench.regress import changes
+from u2export.bench.report import BenchReport, Row
+from u2export.errors import InputError
+
+
+def _rounds(seed: int, factor: float, rounds: int = 12, drift: float = 0.2):
+    """Two workers on one machine that slows down and speeds up; the second is `factor` slower."""
+    rng = np.random.default_rng(seed)
+    machine = 100 * (1 + drift * rng.random(rounds))
+    one = [m * (1 + 0.02 * np.abs(rng.standard_normal(4))) for m in machine]
+    other = [m * factor * (1 + 0.02 * np.abs(rng.standard_normal(4))) for m in machine]
+    return one, other
+
+
+def test_no_difference_is_reported_in_95_of_100_trials_of_the_same():
+    verdicts = []
+    for seed in range(100):
+        one, other = _rounds(seed, 1.0)
+        verdicts.append(stats.verdict(stats.ratio(other, one)))
+    assert verdicts.count("no difference") >= 95
+
+
+def test_five_percent_are_found_in_95_of_100_trials():
+    verdicts = []
+    for seed in range(100):
+        one, other = _rounds(seed, 1.05)
+        verdicts.append(stats.verdict(stats.ratio(other, one)))
+    assert verdicts.count("slower") >= 95
+    assert "faster" not in verdicts
+
+
+def test_an_interval_holds_the_truth_in_about_95_of_100_trials_even_of_few_rounds():
+    for rounds in (6, 20):
+        held = 0
+        for seed in range(300):
+            one, other = _rounds(seed, 1.03, rounds)
+            found = stats.ratio(other, one)
+            held += found.low <= 1.03 <= found.high
+        assert held >= 0.92 * 300
+
+
+def test_a_burst_in_two_of_twelve_rounds_moves_nothing():
+    one, other = _rounds(3, 1.0)
+    for place in (2, 7):
+        other[place] = other[place] * 3
+    assert stats.verdict(stats.ratio(other, one)) == "no difference"
+
+
+@pytest.mark.parametrize("freedom", [3, 5, 11, 30])
+def test_students_distribution_is_as_wide_as_scipys(freedom: int):
+    assert stats._student(freedom) == pytest.approx(reference.t.ppf(0.975, freedom), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(63, []), (64, ["p90"]), (130, ["p90", "p95"]), (662, ["p90", "p95", "p99"])],
+)
+def test_percentiles_are_told_only_of_enough_samples(count: int, told: list[str]):
+    found = stats.latency([list(range(1, count + 1))])
+    assert [name for name in ("p90", "p95", "p99") if getattr(found, name) is not None] == told
+    assert found.count == count
+    assert found.median == (count + 1) / 2
+
+
+def _report(
+    median: float, calibration: float, processor: str = "a", name: str = "x"
+) -> BenchReport:
+    rng = np.random.default_rng(0)
+    blocks = [[median * (1 + 0.002 * v) for v in rng.standard_normal(5)] for _ in range(10)]
+    fixed = [[calibration * (1 + 0.002 * v) for v in rng.standard_normal(3)] for _ in range(10)]
+    row = Row(name=name, file=name, backend="onnx", precision="fp32", latency=stats.latency(blocks))
+    return BenchReport(
+        created="", command="", versions={}, reference="", pictures=(), baseline=name, rows=(row,),
+        machine={"processor": processor, "usable CPUs": "2"}, calibration_ms=calibration,
+        calibration=tuple(map(tuple, fixed)), seconds=1, stable=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("median", "calibration", "slower"),
+    [
+        (100, 10, False),
+        (115, 10, True),
+        (108, 10, False),  # less than the tenth that is allowed
+        (130, 13, False),  # the machine is 1.3 times slower today, and so is everything
+        (130, 10, True),
+        (0.13, 10, False),
+    ],
+)
+def test_a_slowdown_is_one_only_where_the_machine_does_not_explain_it(median, calibration, slower):
+    then = _report(100 if median > 1 else 0.1, 10)
+    [found] = changes(_report(median, calibration), then, 0.1)
+    assert found.slower is slower
+
+
+def test_another_machine_and_nothing_in_common_are_refused():
+    with pytest.raises(InputError, match="on another machine: its processor is b, here a"):
+        changes(_report(1, 1), _report(1, 1, processor="b"), 0.1)
+    with pytest.raises(InputError, match="no row in common"):
+        changes(_report(1, 1), _report(1, 1, name="y"), 0.1)
