@@ -17,7 +17,11 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/u2export inspect $(DEMO).xml
 	$(BIN)/u2export backends
 	@$(BIN)/python -c "import u2export.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO).xml')).checks; print('OpenVINO against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
+	$(BIN)/u2export parity torch $(DEMO).onnx $(DEMO).xml --html exported/demo-parity.html
+	$(BIN)/u2export bench $(DEMO).onnx $(DEMO).xml --duration 10 --json exported/demo-bench.json --html exported/demo-bench.html
+	$(BIN)/u2export recommend exported/demo-bench.json --min-iou 0.99
 	@echo "Look at exported/demo-mask.png and exported/demo-cutout.png beside weights/demo-picture.jpg"
+	@echo "exported/demo-parity.html shows the masks, exported/demo-bench.html the measurements"
 
 test: check
 	$(BIN)/python -m pytest

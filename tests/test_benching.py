@@ -180,7 +180,7 @@ def test_a_runtime_that_is_missing_is_a_row_that_says_so(folder: Path, pictures)
         ([ONNX, ONNX], f"two model files are called {ONNX}"),
         ([ONNX, "--batch", "0"], "batches are whole numbers above 0"),
         ([ONNX, "--duration", "0"], "the duration must be above 0"),
-        ([ONNX, "--pictures", "none"], "none cannot be read"),
+        ([ONNX, "--pictures", "none"], "there is no picture at none"),
         ([ONNX, "--max-slowdown", "much"], "a slowdown is a share such as 10%"),
         ([ONNX, "--baseline", "none.json"], "none.json cannot be read"),
         ([ONNX, "--baseline", f"{ONNX}.json"], "is no benchmark report"),

@@ -125,7 +125,7 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
     _check(plan)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="u2export-") as folder, ExitStack() as stack:
-        pictures = plan.pictures[:MOST_PICTURES] or _drawn(Path(folder))
+        pictures = plan.pictures[:MOST_PICTURES] or drawn_pictures(Path(folder))
         lanes = [_lane(path, batch, plan) for path in plan.artifacts for batch in _batches(plan)]
         for lane in lanes:
             _hire(lane, plan, pictures, stack, phase)
@@ -296,7 +296,8 @@ def _batches(plan: Plan) -> tuple[int | None, ...]:
     return plan.batches or (None,)
 
 
-def _drawn(folder: Path) -> tuple[Path, ...]:
+def drawn_pictures(folder: Path) -> tuple[Path, ...]:
+    """Write the pictures that are taken where the user gives none; give their paths."""
     paths = []
     for seed in DRAWN:
         paths.append(folder / f"drawn-{seed}.jpg")

@@ -1,0 +1,176 @@
+"""Are the benchmark's verdicts true? A/A, A/B with a known slowdown, and a machine under load.
+
+    python benchmarks/repeatability.py [--trials 100] [--rounds 8]
+
+Trials: three workers of one file take turns, the third sleeping for 5 % of a call in each; their
+rounds are cut into trials, each of which is judged as `u2export bench` judges. A/A must say that
+there is no difference in 95 of 100, A/B must say `slower` in 95 of 100.
+
+Load: the same two files are measured by `u2export bench` twice, while another process keeps one
+core busy in bursts of random length; the two ratios must be within 3 % of each other.
+
+Overhead: what the harness adds to a bare loop around the runner, and its memory figure against
+/usr/bin/time's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from threading import Event, Thread
+
+import numpy as np
+from report import leave
+from rich.progress import track
+
+from u2export import benching, build, registry, weights
+from u2export.bench import stats
+from u2export.bench.crew import Worker
+from u2export.bench.worker import Assignment
+from u2export.spec import MODELS, ExportSpec
+
+DEMO = MODELS["u2netp-demo"]
+SIZE = 128  # pixels: small, so that a hundred trials take minutes
+SLOWER = 0.05
+BUSY = "while True: pass"
+SEED = 5
+
+
+def trials(path: Path, pictures: tuple[Path, ...], count: int, rounds: int) -> dict[str, object]:
+    """Verdicts of A/A and A/B, by how often each was given."""
+    first = Assignment(artifact=path, pictures=pictures)
+    with Worker(first) as probe:
+        probe.open()
+        alone = float(np.median(probe.ask("block", seconds=2.0, least=20)["samples"]))
+    delayed = first.model_copy(update={"delay": SLOWER * alone / 1e3})
+    same, slower, widths = [], [], []
+    with Worker(first) as a, Worker(first) as b, Worker(delayed) as c:
+        crew = (a, b, c)
+        for worker in crew:
+            worker.open()
+        for _ in track(range(count), "trials"):
+            taken: list[list[list[float]]] = [[], [], []]
+            for _ in range(rounds):
+                for worker, blocks in zip(crew, taken, strict=True):
+                    found = worker.ask(
+                        "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
+                    )
+                    blocks.append(found["samples"])
+            pair = stats.ratio(taken[1], taken[0])
+            same.append(stats.verdict(pair))
+            widths.append(pair.half_width)
+            slower.append(stats.verdict(stats.ratio(taken[2], taken[0])))
+    return {
+        "trials": count,
+        "rounds of a trial": rounds,
+        "ms of a call": round(alone, 2),
+        "A/A": {name: same.count(name) for name in sorted(set(same))},
+        "A/B, a sleep of 5 %": {name: slower.count(name) for name in sorted(set(slower))},
+        "half width of A/A's interval, median": round(float(np.median(widths)), 4),
+    }
+
+
+def load(stop: Event) -> None:
+    """Keep one core busy in bursts."""
+    draw = random.Random(SEED)
+    while not stop.is_set():
+        with subprocess.Popen([sys.executable, "-c", BUSY]) as process:
+            stop.wait(draw.uniform(0.5, 4))
+            process.kill()
+        stop.wait(draw.uniform(0.5, 4))
+
+
+def under_load(paths: tuple[Path, ...], seconds: float) -> dict[str, object]:
+    """The ratio of two files, measured twice while another process comes and goes."""
+    stop = Event()
+    thread = Thread(target=load, args=(stop,))
+    thread.start()
+    try:
+        plan = benching.Plan(paths, seconds=seconds)
+        reports = [benching.measure(plan)[0] for _ in range(2)]
+    finally:
+        stop.set()
+        thread.join()
+    ratios = [report.ratios[0] for report in reports]
+    found = [round(ratio.ratio, 4) for ratio in ratios]
+    return {
+        "files": [path.name for path in paths],
+        "ratios": found,
+        "intervals": [[round(r.low, 4), round(r.high, 4)] for r in ratios],
+        "apart": round(abs(found[0] / found[1] - 1), 4),
+    }
+
+
+def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
+    """The harness's call by a bare call of the runner, in turns; and its memory figure."""
+    artifact = registry.open_artifact(path)
+    ratios = []
+    with Worker(Assignment(artifact=path, pictures=pictures)) as worker:
+        worker.open()
+        with registry.open_runner(artifact) as runner:
+            x = np.random.default_rng(0).random((1, 3, runner.size, runner.size), np.float32)
+            for _ in range(8):
+                found = worker.ask("block", seconds=1.0, least=4)["samples"]
+                runner(x)
+                bare = []
+                for _ in range(len(found)):
+                    begun = time.perf_counter()
+                    runner(x)
+                    bare.append(1e3 * (time.perf_counter() - begun))
+                ratios.append(float(np.median(found) / np.median(bare)))
+    code = "import runpy; runpy.run_module('u2export.bench.worker', run_name='__main__')"
+    wanted = Assignment(artifact=path, pictures=pictures)
+    orders = [
+        {"order": "open", "given": wanted.model_dump(mode="json")},
+        {"order": "block", "given": {"seconds": 1, "least": 3}},
+        {"order": "memory"},
+    ]
+    done = subprocess.run(
+        ["/usr/bin/time", "-f", "%M", sys.executable, "-c", code],
+        input="\n".join(map(json.dumps, orders)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours = json.loads(done.stdout.splitlines()[-1])["peak"]
+    theirs = int(re.findall(r"^\d+$", done.stderr, re.MULTILINE)[-1]) * 1024 / 1e6
+    return {
+        "harness by bare loop": [round(r, 4) for r in ratios],
+        "median": round(float(np.median(ratios)), 4),
+        "peak memory, ours and /usr/bin/time's, MB": [round(ours, 1), round(theirs, 1)],
+    }
+
+
+def main() -> None:
+    """Measure, print, leave the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each run under load")
+    args = parser.parse_args()
+    source = weights.find(DEMO)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small = build.build("openvino", ExportSpec(DEMO, SIZE), source, folder)
+        whole = [
+            build.build(backend, ExportSpec(DEMO, 320), source, folder)
+            for backend in ("onnx", "openvino")
+        ]
+        pictures = benching.drawn_pictures(folder)
+        figures = {
+            "overhead": overhead(whole[0].path, pictures),
+            "trials": trials(small.path, pictures, args.trials, args.rounds),
+            "under load": under_load(tuple(one.path for one in whole), args.seconds),
+        }
+    leave("repeatability", figures)
+
+
+if __name__ == "__main__":
+    main()
