@@ -34,39 +34,50 @@ from u2export import benching, build, registry, weights
 from u2export.bench import stats
 from u2export.bench.crew import Worker
 from u2export.bench.worker import Assignment
+from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec
 
 DEMO = MODELS["u2netp-demo"]
 SIZE = 128  # pixels: small, so that a hundred trials take minutes
 SLOWER = 0.05
+RESTARTED = 5  # trials after which the workers are new ones
 BUSY = "while True: pass"
 SEED = 5
 
 
+def assigned(path: Path, pictures: tuple[Path, ...]) -> Assignment:
+    """What a worker is told; the pictures as the network takes them lie beside the file."""
+    artifact, inputs = registry.open_artifact(path), path.with_suffix(".npy")
+    spec = artifact.facts.picture
+    np.save(inputs, np.concatenate([preprocess(open_picture(one), spec) for one in pictures]))
+    return Assignment(artifact=path, backend=artifact.backend, inputs=inputs)
+
+
 def trials(path: Path, pictures: tuple[Path, ...], count: int, rounds: int) -> dict[str, object]:
     """Verdicts of A/A and A/B, by how often each was given."""
-    first = Assignment(artifact=path, pictures=pictures)
+    first = assigned(path, pictures)
     with Worker(first) as probe:
         probe.open()
         alone = float(np.median(probe.ask("block", seconds=2.0, least=20)["samples"]))
     delayed = first.model_copy(update={"delay": SLOWER * alone / 1e3})
     same, slower, widths = [], [], []
-    with Worker(first) as a, Worker(first) as b, Worker(delayed) as c:
-        crew = (a, b, c)
-        for worker in crew:
-            worker.open()
-        for _ in track(range(count), "trials"):
-            taken: list[list[list[float]]] = [[], [], []]
-            for _ in range(rounds):
-                for worker, blocks in zip(crew, taken, strict=True):
-                    found = worker.ask(
-                        "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
-                    )
-                    blocks.append(found["samples"])
-            pair = stats.ratio(taken[1], taken[0])
-            same.append(stats.verdict(pair))
-            widths.append(pair.half_width)
-            slower.append(stats.verdict(stats.ratio(taken[2], taken[0])))
+    for trial in track(range(count), "trials"):
+        if trial % RESTARTED == 0:  # two processes of one file are never quite the same
+            crew = hired(first, first, delayed)
+        taken: list[list[list[float]]] = [[], [], []]
+        for turn in range(rounds):
+            for place in np.roll(range(3), turn):
+                found = crew[place].ask(
+                    "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
+                )
+                taken[place].append(found["samples"])
+        pair = stats.ratio(taken[1], taken[0])
+        same.append(stats.verdict(pair))
+        widths.append(pair.half_width)
+        slower.append(stats.verdict(stats.ratio(taken[2], taken[0])))
+        if trial % RESTARTED == RESTARTED - 1 or trial == count - 1:
+            for worker in crew:
+                worker.close()
     return {
         "trials": count,
         "rounds of a trial": rounds,
@@ -75,6 +86,14 @@ def trials(path: Path, pictures: tuple[Path, ...], count: int, rounds: int) -> d
         "A/B, a sleep of 5 %": {name: slower.count(name) for name in sorted(set(slower))},
         "half width of A/A's interval, median": round(float(np.median(widths)), 4),
     }
+
+
+def hired(*wanted: Assignment) -> list[Worker]:
+    """Workers that have loaded."""
+    crew = [Worker(one) for one in wanted]
+    for worker in crew:
+        worker.open()
+    return crew
 
 
 def load(stop: Event) -> None:
@@ -112,7 +131,7 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
     """The harness's call by a bare call of the runner, in turns; and its memory figure."""
     artifact = registry.open_artifact(path)
     ratios = []
-    with Worker(Assignment(artifact=path, pictures=pictures)) as worker:
+    with Worker(assigned(path, pictures)) as worker:
         worker.open()
         with registry.open_runner(artifact) as runner:
             x = np.random.default_rng(0).random((1, 3, runner.size, runner.size), np.float32)
@@ -125,8 +144,8 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
                     runner(x)
                     bare.append(1e3 * (time.perf_counter() - begun))
                 ratios.append(float(np.median(found) / np.median(bare)))
-    code = "import runpy; runpy.run_module('u2export.bench.worker', run_name='__main__')"
-    wanted = Assignment(artifact=path, pictures=pictures)
+    code = "from u2export.bench import worker; worker.main()"
+    wanted = assigned(path, pictures)
     orders = [
         {"order": "open", "given": wanted.model_dump(mode="json")},
         {"order": "block", "given": {"seconds": 1, "least": 3}},

@@ -21,6 +21,7 @@ from u2export.bench.report import STAGES, read
 from u2export.bench.worker import Assignment
 from u2export.drawn import draw
 from u2export.errors import DependencyError, InputError, ParityError
+from u2export.spec import Device
 
 # Input sizes other than the model's own are judged by the masks of its own: not what is tested.
 pytestmark = pytest.mark.usefixtures("_small_inputs_are_right")
@@ -46,6 +47,11 @@ def pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("*.png")))
 
 
+def _assigned(path: Path, folder: Path) -> Assignment:
+    np.save(folder / "x.npy", np.zeros((1, 3, 64, 64), np.float32))
+    return Assignment(artifact=path, inputs=folder / "x.npy", backend="onnx")
+
+
 def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, pictures):
     report, shown = benching.measure(
         benching.Plan((folder / ONNX, folder / XML), pictures, seconds=4)
@@ -56,7 +62,7 @@ def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, p
         assert row.latency.count >= 3 * len(row.latency.blocks)
         assert row.latency.low <= row.latency.median <= row.latency.high
         assert set(row.stages) == set(STAGES)
-        assert row.stages["infer"] == pytest.approx(row.latency.median, rel=1)
+        assert all(ms > 0 for ms in row.stages.values())
         assert row.memory_mb > 10
         assert row.mask.passed
         assert 0 < row.mask.worst_iou <= row.mask.iou < 1  # those of 64 pixels, not of 320
@@ -99,7 +105,7 @@ def test_a_batch_is_a_row_of_its_own(folder: Path, pictures):
     )
     assert [(row.name, row.batch) for row in report.rows] == [(ONNX, 1), (f"{ONNX} b4", 4)]
     one, four = report.rows
-    assert four.latency.median > 1.5 * one.latency.median
+    assert (one.mask.passed, four.mask.passed) == (True, True)
     assert four.per_picture == pytest.approx(four.latency.median / 4)
 
 
@@ -122,6 +128,38 @@ def test_a_fast_wrong_answer_is_marked_never_wins_and_is_status_6(folder: Path, 
     assert report.winner.name == ONNX
     with pytest.raises(ParityError, match=r"the mask is wrong: wrong\.onnx"):
         benching.demand(report)
+
+
+def test_masks_that_could_not_be_compared_are_status_6(folder: Path, pictures):
+    plan = benching.Plan((folder / ONNX,), pictures, weights="random:0", seconds=1)
+    report, _ = benching.measure(plan)
+    assert report.rows[0].mask is None
+    assert "is not what the artifact was made from" in report.rows[0].unjudged
+    assert report.winner is None
+    with pytest.raises(ParityError, match="were not compared"):
+        benching.demand(report)
+
+
+def test_a_batch_is_judged_at_every_place_in_it():
+    lane = benching._Lane("x", None, Path("x"))
+    right, wrong = np.zeros((2, 2), np.float32), np.ones((2, 2), np.float32)
+    lane.answers = {"0/0": right, "1/0": wrong, "0/1": wrong, "0/2": right}
+    assert benching._furthest(lane, 0, [right, right]) is wrong
+    lane.answers["0/2"] = np.full((2, 2), np.nan, np.float32)
+    assert benching._furthest(lane, 0, [right, right]) is lane.answers["0/2"]
+
+
+def test_a_worker_takes_no_module_from_the_folder_one_stands_in(folder: Path, monkeypatch):
+    (folder / "random.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(folder)
+    with Worker(_assigned(folder / ONNX, folder)) as worker:
+        assert worker.open()["batch"] == 1
+
+
+def test_a_device_that_a_backend_does_not_know_is_told_in_its_row(folder: Path, pictures):
+    plan = benching.Plan((folder / XML,), pictures, device=Device.CUDA, seconds=1)
+    report, _ = benching.measure(plan)
+    assert "openvino backend runs on cpu, gpu, not on cuda" in report.rows[0].failed
 
 
 def test_a_killed_worker_is_told_in_its_row_and_the_others_finish(
@@ -149,13 +187,13 @@ def test_a_killed_worker_is_told_in_its_row_and_the_others_finish(
 
 def test_a_worker_that_is_refused_its_file_says_why(folder: Path, pictures):
     (folder / "junk.onnx").write_bytes(b"no model")
-    wanted = Assignment(artifact=folder / "junk.onnx", model=DEMO.name, pictures=pictures)
+    wanted = _assigned(folder / "junk.onnx", folder).model_copy(update={"model": DEMO.name})
     with Worker(wanted) as worker, pytest.raises(WorkerError, match="refuses"):
         worker.open()
 
 
 def test_the_workers_memory_is_what_the_kernel_says(folder: Path, pictures):
-    with Worker(Assignment(artifact=folder / ONNX, pictures=pictures)) as worker:
+    with Worker(_assigned(folder / ONNX, folder)) as worker:
         worker.open()
         told = worker.ask("memory")
         lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
@@ -184,6 +222,8 @@ def test_a_runtime_that_is_missing_is_a_row_that_says_so(folder: Path, pictures)
         ([ONNX, "--max-slowdown", "much"], "a slowdown is a share such as 10%"),
         ([ONNX, "--baseline", "none.json"], "none.json cannot be read"),
         ([ONNX, "--baseline", f"{ONNX}.json"], "is no benchmark report"),
+        ([ONNX, "--against", "typo"], f"no row is called 'typo': choose one of {ONNX}"),
+        ([ONNX, "--reference", "none.onnx"], "there is no artifact at none.onnx"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_status_2(command, folder: Path, words, sentence):
@@ -222,7 +262,6 @@ def test_the_commands_measure_recommend_and_compare_with_before(command, folder:
 
 def test_auto_leaves_the_best_whole_and_certified(folder: Path, pictures, monkeypatch):
     monkeypatch.setattr(choosing, "PRECISIONS", choosing.PRECISIONS[:1])
-    monkeypatch.setattr(registry, "names", lambda: ["onnx", "openvino"])
     wish = choosing.Wish(DEMO, sizes=(64,), pictures=pictures, out=folder / "out", seconds=1)
     choice = choosing.choose(wish)
     assert choice.path is not None
@@ -238,16 +277,22 @@ def test_auto_leaves_the_best_whole_and_certified(folder: Path, pictures, monkey
         assert np.isfinite(runner(np.zeros((1, 3, 64, 64), np.float32))).all()
 
 
+def test_auto_refuses_a_place_that_cannot_be_written_before_it_works(folder: Path):
+    (folder / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        choosing.choose(choosing.Wish(DEMO, out=folder / "file" / "out"))
+
+
 def test_auto_leaves_nothing_where_nothing_keeps_the_limits(folder: Path, pictures, monkeypatch):
-    monkeypatch.setattr(choosing, "PRECISIONS", choosing.PRECISIONS[:1])
-    monkeypatch.setattr(registry, "names", lambda: ["onnx"])
-    wish = choosing.Wish(
-        DEMO, limits=Limits(max_size_mb=0.1), sizes=(64,), pictures=pictures, out=folder / "out",
-        seconds=1,
-    )  # fmt: skip
-    choice = choosing.choose(wish)
+    made = [registry.open_artifact(folder / ONNX)]
+    monkeypatch.setattr(choosing, "_made", lambda *given: iter(made))
+    monkeypatch.setattr(choosing, "_judged", lambda made, wish, phase: (made, ()))
+    limits = Limits(max_size_mb=0.1)
+    choice = choosing.choose(
+        choosing.Wish(DEMO, limits=limits, pictures=pictures, out=folder / "out", seconds=1)
+    )
     assert choice.path is None
-    assert not (folder / "out").exists()
+    assert list((folder / "out").iterdir()) == []
     with pytest.raises(ParityError):
         choosing.insist(choice)
 

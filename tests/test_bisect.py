@@ -15,10 +15,10 @@ from conftest import DEMO, SMALL
 from onnx import numpy_helper
 
 from u2export import artifact as artifacts
-from u2export import machine, registry, weights
+from u2export import judging, machine, registry, weights
 from u2export.artifact import Artifact
 from u2export.drawn import draw
-from u2export.errors import DependencyError, InputError
+from u2export.errors import DependencyError, InputError, ParityError
 from u2export.parity.bisect import bisect, table
 from u2export.parity.budgets import BUDGETS
 from u2export.pipeline import preprocess
@@ -81,7 +81,7 @@ def test_a_fault_in_any_of_twenty_modules_is_laid_to_it(whole, reference, x, tmp
 def test_a_whole_export_has_no_culprit(whole, reference, x, tmp_path):
     onnx.save(whole, tmp_path / "w.onnx")
     found = bisect(reference, _opened(tmp_path / "w.onnx"), x, FP32, whole=True)
-    assert (found.culprit, found.unmatched) == ("", ())
+    assert (found.culprit, found.unmatched, found.over) == ("", (), False)
     assert len(found.modules) == 119
     assert found.agrees < 1e-4
 
@@ -151,6 +151,21 @@ def test_nan_is_laid_to_the_module_it_starts_at(whole, reference, x, tmp_path):
     assert found.culprit == "stage4.rebnconv3"
     errors = {module.name: module.relative_max for module in found.modules}
     assert errors["stage4.rebnconv3"] == float("inf")
+
+
+def test_a_fault_outside_of_all_modules_is_still_one(whole, reference, x, tmp_path):
+    """The last activation is left out: every module gives what it should."""
+    model = onnx.ModelProto()
+    model.CopyFrom(whole)
+    last = next(n for n in model.graph.node if model.graph.output[0].name in n.output)
+    assert last.op_type == "Sigmoid"
+    last.op_type = "Identity"
+    onnx.save(model, tmp_path / "f.onnx")
+    found = bisect(reference, _opened(tmp_path / "f.onnx"), x, FP32)
+    assert (found.culprit, found.over) == ("", True)
+    assert "what is wrong lies in none of these" in table(found)
+    with pytest.raises(ParityError, match="no module of it alone explains it"):
+        judging.demand_bisected(found)
 
 
 def test_another_file_can_be_the_reference(whole, reference, x, small, tmp_path):

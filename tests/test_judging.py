@@ -413,6 +413,7 @@ def test_a_runtime_that_is_missing_is_status_3_unless_allowed(command, copied: P
     ("words", "sentence"),
     [
         (["torch"], "there is nothing to judge"),
+        (["torch", ONNX, ONNX], f"two candidates are called {ONNX}"),
         (["torch", "none.onnx"], "there is no artifact at none.onnx"),
         (["none.onnx", ONNX], "there is no artifact at none.onnx"),
         (["torch", ONNX, "--cases", "some"], "cases must be quick or all"),

@@ -48,6 +48,13 @@ def test_an_interval_holds_the_truth_in_about_95_of_100_trials_even_of_few_round
         assert held >= 0.92 * 300
 
 
+def test_one_or_two_rounds_tell_nothing():
+    assert stats.verdict(stats.ratio([[20.0]], [[10.0]])) == "no difference"
+    assert stats.verdict(stats.ratio([[20.0], [20.0]], [[10.0], [10.0]])) == "no difference"
+    found = stats.latency([[10.0, 12.0]])
+    assert (found.low, found.median, found.high) == (10.0, 11.0, 12.0)
+
+
 def test_a_burst_in_two_of_twelve_rounds_moves_nothing():
     one, other = _rounds(3, 1.0)
     for place in (2, 7):

@@ -347,8 +347,12 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         InputError: the place cannot be written.
     """
+    path = path.resolve()  # what a link points to is written, not the link
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if path.exists() and not path.is_file():  # such as /dev/stdout: nothing to be replaced
+            path.write_text(content, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part_file.write_text(content, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +21,9 @@ from u2export.artifact import Artifact, write_text
 from u2export.backend import Array
 from u2export.bench import stats
 from u2export.bench.crew import Worker, WorkerError
-from u2export.bench.regress import Change
+from u2export.bench.regress import Change, same_machine
 from u2export.bench.regress import changes as changes
+from u2export.bench.regress import missing as missing
 from u2export.bench.report import BenchReport, Latency, Mask, Ratio, Row, Throughput, read
 from u2export.bench.text import table
 from u2export.bench.worker import Assignment
@@ -33,7 +35,7 @@ from u2export.parity.metrics import compare
 from u2export.parity.shown import Shown
 from u2export.parity.words import printable
 from u2export.pipeline import opaque, open_picture, preprocess, stretch
-from u2export.spec import Device, Precision
+from u2export.spec import Device, PictureSpec, Precision
 
 TORCH = "torch"
 SECONDS = 30.0  # of steady measuring, all rows together
@@ -51,6 +53,7 @@ MOST_PICTURES = 24  # that are kept in a worker's memory
 # What masks of another input size must keep of those of the reference's own; a whole export of a
 # smaller input is the same function of that input, and yet may give worse masks.
 LEAST_IOU = BUDGETS[Precision.INT8].mask_iou
+_NO_SUBJECT = "weights of random values give no masks"
 _CALIBRATION = 400_000  # values sorted in the fixed piece of work
 Phase = Callable[[str], None]
 
@@ -127,8 +130,9 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
     with tempfile.TemporaryDirectory(prefix="u2export-") as folder, ExitStack() as stack:
         pictures = plan.pictures[:MOST_PICTURES] or drawn_pictures(Path(folder))
         lanes = [_lane(path, batch, plan) for path in plan.artifacts for batch in _batches(plan)]
+        _baseline(lanes, plan)  # a name that no row has is refused now, not at the end
         for lane in lanes:
-            _hire(lane, plan, pictures, stack, phase)
+            _hire(lane, plan, pictures, Path(folder), stack, phase)
         calibration = _rounds(lanes, plan, phase)
         for lane in _able(lanes):
             _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), phase)
@@ -198,6 +202,15 @@ def text(report: BenchReport) -> str:
     return table(report)
 
 
+def comparable(earlier: BenchReport) -> None:
+    """Refuse a report of another machine before minutes of measuring.
+
+    Raises:
+        InputError: it is of another machine.
+    """
+    same_machine(machine.described(), earlier.machine)
+
+
 def told(change: Change) -> str:
     """How a row's latency changed, in one line."""
     verdict = "slower" if change.slower else "not slower"
@@ -248,6 +261,7 @@ def demand(report: BenchReport) -> None:
         ParityError: a row failed, or its mask is wrong.
     """
     wrong = [row for row in report.rows if row.mask and not row.mask.passed]
+    unjudged = [row for row in report.rows if row.unjudged and row.unjudged != _NO_SUBJECT]
     failed = [row for row in report.rows if row.failed]
     if wrong:
         raise ParityError(f"the mask is wrong: {', '.join(row.name for row in wrong)}")
@@ -255,6 +269,9 @@ def demand(report: BenchReport) -> None:
         raise DependencyError(f"not measured: {failed[0].name}: {failed[0].failed}")
     if failed:
         raise ParityError(f"not measured: {failed[0].name}: {failed[0].failed}")
+    if unjudged:
+        one = unjudged[0]
+        raise ParityError(f"the masks of {one.name} were not compared: {one.unjudged}")
 
 
 _LACKING = "cannot run here: "
@@ -287,6 +304,8 @@ def _check(plan: Plan) -> None:
     names = [path.name for path in plan.artifacts]
     for path in plan.pictures[:MOST_PICTURES]:
         open_picture(path)
+    if plan.reference != TORCH:
+        registry.open_artifact(Path(plan.reference), plan.model)
     twice = next((name for name in names if names.count(name) > 1 and not plan.delays), None)
     if twice:
         raise InputError(f"two model files are called {twice}: rename one, rows go by their names")
@@ -325,14 +344,32 @@ def _lane(path: Path, batch: int | None, plan: Plan) -> _Lane:
     return lane
 
 
+def _prepared(spec: PictureSpec, pictures: tuple[Path, ...], folder: Path) -> Path:
+    """Write the pictures as a network takes them, so that no worker holds more of them."""
+    path = folder / f"inputs-{abs(hash(spec))}.npy"
+    if not path.exists():
+        np.save(path, np.concatenate([preprocess(open_picture(one), spec) for one in pictures]))
+    return path
+
+
 def _hire(
-    lane: _Lane, plan: Plan, pictures: tuple[Path, ...], stack: ExitStack, phase: Phase
+    lane: _Lane,
+    plan: Plan,
+    pictures: tuple[Path, ...],
+    folder: Path,
+    stack: ExitStack,
+    phase: Phase,
 ) -> None:
     """Start a lane's worker and let it load."""
     if lane.failed or lane.artifact is None:
         return
     backend = registry.load(lane.artifact.backend)
-    reason = backend.missing_device(plan.device or backend.devices[0])
+    try:
+        asked = registry.run_spec(backend, plan.device, plan.threads, precision=plan.precision)
+    except DependencyError as error:
+        lane.failed = f"{_LACKING}{error}"
+        return
+    reason = backend.missing_device(asked.device) or backend.unfit(lane.artifact)
     if reason:
         lane.failed = f"{_LACKING}{reason}"
         return
@@ -340,6 +377,8 @@ def _hire(
     place = plan.artifacts.index(lane.file)
     wanted = Assignment(
         artifact=lane.file,
+        backend=lane.artifact.backend,
+        inputs=_prepared(lane.artifact.facts.picture, pictures, folder),
         model=plan.model,
         device=plan.device,
         threads=plan.threads,
@@ -364,7 +403,7 @@ class _surviving:  # noqa: N801  (it reads as a statement)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if isinstance(error, WorkerError):
-            self._lane.failed = str(error)
+            self._lane.failed = printable(str(error))
             return True
         return False
 
@@ -386,7 +425,8 @@ def _rounds(lanes: list[_Lane], plan: Plan, phase: Phase) -> list[list[float]]:
     begun = time.perf_counter()
     while True:
         calibration.append(_calibrate())
-        for lane in _able(lanes):
+        first = len(calibration) % max(len(lanes), 1)  # nobody always follows the same
+        for lane in _able([*lanes[first:], *lanes[:first]]):
             assert lane.worker
             with _surviving(lane):
                 found = lane.worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST_SAMPLES)
@@ -394,7 +434,8 @@ def _rounds(lanes: list[_Lane], plan: Plan, phase: Phase) -> list[list[float]]:
                 lane.cpu.append(found["cpu_ms"])
         passed = time.perf_counter() - begun
         phase(f"measuring in turns, {passed:.0f} of at most {plan.seconds:.0f} s")
-        if passed >= plan.seconds or not _able(lanes) or _narrow(lanes, plan):
+        enough = passed >= plan.seconds and len(calibration) >= stats.FEWEST
+        if enough or not _able(lanes) or _narrow(lanes, plan):
             return calibration
 
 
@@ -413,7 +454,7 @@ def _width(lanes: list[_Lane], baseline: _Lane | None) -> float:
     """Half width of the widest interval that is told: of the ratios, or of a single latency."""
     able = [lane for lane in _able(lanes) if lane.blocks]
     if baseline is None or not able:
-        return 0.0
+        return math.inf
     if len(able) == 1:
         found = stats.latency(able[0].blocks)
         return (found.high - found.low) / 2 / found.median
@@ -443,7 +484,11 @@ def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
         lane.told |= {"stages": lane.worker.ask("stages", rounds=STAGE_ROUNDS)}
         lane.worker.ask("answers", path=str(path))
         lane.told |= lane.worker.ask("account")
-        lane.told |= {"throughput": lane.worker.ask("throughput", seconds=sweep)}
+    if not lane.failed:
+        try:
+            lane.told |= {"throughput": lane.worker.ask("throughput", seconds=sweep)}
+        except WorkerError as error:
+            lane.notes.append(f"throughput was not measured: {printable(str(error))}")
     if path.exists():
         with np.load(path) as found:
             lane.answers = dict(found)
@@ -468,12 +513,20 @@ def _masks(
             wanted = sizes if reference.backend == TORCH else {native}
             answers = {size: _answers(reference, size, pictures, plan) for size in wanted}
         except U2ExportError as error:
-            found |= {lane.name: str(error) for lane in group}
+            found |= {lane.name: printable(str(error)) for lane in group}
             continue
         names[printable(reference.path.name)] = None
         for lane in group:
             try:
-                found[lane.name], worst = _mask(lane, answers, native, pictures)
+                mask, worst = _mask(lane, answers, native, pictures)
+                facts = lane.artifact.facts if lane.artifact else None
+                random = facts is not None and facts.weights.origin == "random"
+                if mask.iou is None and mask.passed:
+                    nothing = "no picture has a subject, which proves nothing"
+                    mask = mask.model_copy(update={"passed": False, "reasons": (nothing,)})
+                    found[lane.name] = _NO_SUBJECT if random else mask
+                else:
+                    found[lane.name] = mask
                 shown.append(worst)
             except ParityError as error:
                 found[lane.name] = Mask(passed=False, reasons=(str(error),))
@@ -517,8 +570,8 @@ def _mask(
     """
     assert lane.artifact
     spec = lane.artifact.facts.picture
-    maps = [lane.answers[str(place)] for place in range(len(pictures))]
     same = answers.get(spec.size)
+    maps = [_furthest(lane, place, same) for place in range(len(pictures))]
     budget = BUDGETS[lane.precision or lane.artifact.facts.precision]
     reasons: tuple[str, ...] = ()
     if same:
@@ -531,8 +584,6 @@ def _mask(
     if spec.size != native and total.mask_iou is not None and not total.mask_iou >= LEAST_IOU:
         told = f"mask_iou {total.mask_iou:.4f}, at least {LEAST_IOU:g}, against {native} pixels"
         reasons = (*reasons, told)
-    if not total.subjects:
-        reasons = (*reasons, "no picture has a subject, which proves nothing")
     worst = min(
         range(len(whole)), key=lambda place: (whole[place].mask_iou, -whole[place].mask_mae)
     )
@@ -548,6 +599,18 @@ def _mask(
     pixels = np.asarray(opaque(open_picture(pictures[worst])))
     stretched = [stretch(one, spec) for one in (answers[native][worst], resized[worst])]
     return mask, Shown(lane.name, printable(pictures[worst].name), pixels, *stretched)
+
+
+def _furthest(lane: _Lane, picture: int, same: list[Array] | None) -> Array:
+    """Of a picture's answers from every place in a batch, the one furthest from the reference's."""
+    found = [y for name, y in lane.answers.items() if name.split("/")[0] == str(picture)]
+    expected = same[picture] if same else found[0]
+
+    def apart(y: Array) -> float:
+        most = float(np.abs(y - expected).mean())
+        return most if np.isfinite(most) else float("inf")
+
+    return max(found, key=apart)
 
 
 def _resized(saliency: Array, size: int) -> Array:
@@ -576,7 +639,7 @@ def _ratios(lanes: list[_Lane], baseline: _Lane | None) -> Iterator[Ratio]:
     if baseline is None:
         return
     for lane in _able(lanes):
-        if lane is baseline or len(lane.blocks) != len(baseline.blocks):
+        if lane is baseline or len(baseline.blocks) < stats.FEWEST:
             continue
         found = stats.ratio(lane.blocks, baseline.blocks)
         by = baseline.told["batch"] / lane.told["batch"]
@@ -629,7 +692,9 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
 
 def _notes(lanes: list[_Lane], baseline: _Lane | None, plan: Plan) -> Iterator[str]:
     width = _width(lanes, baseline)
-    if width > WIDE:
+    if plan.baseline and baseline is None:
+        yield f"no ratio is told: {plan.baseline} was not measured"
+    if width > WIDE and math.isfinite(width):
         need = plan.seconds * min((width / WIDE) ** 2, 20)
         yield (
             f"the intervals are wide ({width:.1%} of a ratio): this machine is busy; "

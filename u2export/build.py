@@ -158,7 +158,7 @@ def build(
             draft = dataclasses.replace(draft, checks=_checks(draft, source, parent, phase))
             publish(draft, folder, out)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     if source.backend == "torch":
         weights.remember(source)
         note = weights.pin(source)
@@ -309,7 +309,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _unwritable(target: Path, error: OSError) -> ExportError | InputError:
+def unwritable(target: Path, error: OSError) -> ExportError | InputError:
+    """Say in a sentence why a place could not be written."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ExportError(f"{target} could not be written: {reason}; nothing was left behind")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from u2export import benching, build, judging, registry, weights
 from u2export.artifact import Artifact
+from u2export.backend import Backend
 from u2export.bench.recommend import Limits, Recommendation, demand, recommend
 from u2export.bench.recommend import text as told
 from u2export.bench.report import BenchReport
-from u2export.errors import InputError, ParityError
+from u2export.errors import DependencyError, ExportError, InputError, ParityError
 from u2export.parity.shown import Shown
 from u2export.progress import say
 from u2export.spec import MODELS, ExportSpec, ModelSpec, Precision
@@ -80,6 +82,10 @@ def choose(wish: Wish, phase: Phase = lambda name: None) -> Choice:
         ParityError: no candidate is the same function as the weights.
         ExportError: no candidate could be exported.
     """
+    try:
+        wish.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
+    except OSError as error:
+        raise build.unwritable(wish.out, error) from error
     phase("finding the weights")
     source = _source(wish)
     with tempfile.TemporaryDirectory(prefix="u2export-") as name:
@@ -133,24 +139,34 @@ def _source(wish: Wish) -> Artifact:
 def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[Artifact]:
     """Export every candidate that can be made and run here."""
     model = MODELS[source.facts.model]
+    facts = source.facts.weights
+    variant = facts.name.replace(":", "") if facts.origin == "random" else ""
     for name in registry.names():
-        backend = registry.load(name)
-        device = backend.devices[0]
-        missing = registry.missing_packages(backend, export=True)
-        reason = ", ".join(missing) or backend.missing_device(device)
-        if reason:
+        backend, reason = _able(name)
+        if backend is None:
             say(f"{name} is left out: {reason}")
             continue
-        for size in wish.sizes or (model.picture.size,):
-            for precision in PRECISIONS:
-                if precision not in backend.precisions:
-                    continue
-                phase(f"exporting {name} {precision} for {size} pixels")
-                variant = ""
-                if source.facts.weights.origin == "random":
-                    variant = source.facts.weights.name.replace(":", "")
-                spec = ExportSpec(model, size, precision, variant=variant)
+        for size, precision in itertools.product(wish.sizes or (model.picture.size,), PRECISIONS):
+            able = size == model.picture.size or "size" in backend.options
+            if precision not in backend.precisions or not able:
+                continue
+            phase(f"exporting {name} {precision} for {size} pixels")
+            spec = ExportSpec(model, size, precision, variant=variant)
+            try:
                 yield build.build(name, spec, source, folder, phase)
+            except ExportError as error:
+                say(f"{spec.stem} of {name} is left out: {error}")
+
+
+def _able(name: str) -> tuple[Backend | None, str]:
+    """A backend that can export and run here, or None and why it cannot."""
+    try:
+        backend = registry.load(name)
+        registry.require(backend, export=True)
+    except DependencyError as error:
+        return None, str(error)
+    reason = backend.missing_device(backend.devices[0])
+    return (None if reason else backend), reason
 
 
 def _judged(
@@ -183,8 +199,11 @@ def _judged(
 
 def _leave(winner: Artifact, out: Path) -> Path:
     """Publish the winner in its folder, whole or not at all."""
-    with build.workspace(out / winner.path.name) as folder:
-        for name in winner.files:
-            shutil.copyfile(winner.path.with_name(name), folder / name)
-        build.publish(dataclasses.replace(winner, path=folder / winner.path.name), folder, out)
+    try:
+        with build.workspace(out / winner.path.name) as folder:
+            for name in winner.files:
+                shutil.copyfile(winner.path.with_name(name), folder / name)
+            build.publish(dataclasses.replace(winner, path=folder / winner.path.name), folder, out)
+    except OSError as error:
+        raise build.unwritable(out / winner.path.name, error) from error
     return out / winner.path.name

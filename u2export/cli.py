@@ -466,6 +466,8 @@ def bench(
     from u2export import run as running
 
     most, earlier = benching.share(max_slowdown), benching.earlier(baseline)
+    if earlier:
+        benching.comparable(earlier)
     plan = benching.Plan(
         artifacts=tuple(artifacts),
         pictures=tuple(running.pictures_in(pictures or [])),
@@ -489,6 +491,8 @@ def bench(
     found = benching.changes(report, earlier, most) if earlier else []
     for change in found:
         print(benching.told(change))
+    for name in benching.missing(report, earlier) if earlier else []:
+        print(f"{name}: in the baseline, and not measured now")
     benching.demand(report)
     benching.demand_speed(found, most)
 

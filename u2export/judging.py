@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from u2export import build, machine, registry, steady, weights
-from u2export.artifact import Artifact, Facts, write_text
+from u2export.artifact import Artifact, Facts, manifest_path, write_text
 from u2export.backend import Array, Runner
 from u2export.doctor import versions
 from u2export.errors import DependencyError, ExportError, InputError, ParityError, U2ExportError
@@ -244,6 +244,10 @@ def demand_bisected(found: Bisection) -> None:
     """
     if found.culprit:
         raise ParityError(f"the first module over the budget is {found.culprit}")
+    if found.over:
+        raise ParityError("the file is over the budget, but no module of it alone explains it")
+    if not found.modules:
+        raise ParityError("no module could be compared, which proves nothing")
 
 
 def text(report: Report) -> str:
@@ -467,6 +471,10 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
     """
     if not question.candidates and not question.emulate:
         raise InputError("there is nothing to judge: name a candidate, or --emulate a precision")
+    names = [path.name for path in question.candidates]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"two candidates are called {twice}: rename one, reports go by names")
     opened = [_opened(path, question) for path in question.candidates]
     reference = _reference(question, [one for one in opened if isinstance(one, Artifact)])
     candidates = [_ready(one, question) for one in opened]
@@ -508,7 +516,10 @@ def _opened(path: Path, question: Question) -> Artifact | DependencyError:
 
 def _reference(question: Question, artifacts: list[Artifact]) -> Artifact:
     if question.reference != TORCH:
-        return registry.open_artifact(Path(question.reference))
+        path = Path(question.reference)
+        model = question.model if not manifest_path(path).exists() else None
+        found = registry.open_artifact(path, model)
+        return registry.surveyed(found) if found.foreign else found
     return weights.common(artifacts, question.model, question.weights)
 
 
@@ -697,8 +708,13 @@ def _properties(one: _Candidate, question: Question) -> Iterator[CaseResult]:
         if not question.thorough:
             return
         yield _batched(runner, inputs, one.budget)
-    yield _threaded(one, inputs[0], single, question)
-    yield _rebuilt(one, inputs[0], single, question)
+    for name, judged in (("one thread and all", _threaded), ("rebuilt", _rebuilt)):
+        try:
+            yield judged(one, inputs[0], single, question)
+        except DependencyError as error:
+            yield _skipped(name, str(error))
+        except U2ExportError as error:
+            yield CaseResult(name=name, kind="property", passed=False, reasons=(str(error),))
 
 
 def _decoded(content: bytes) -> Image.Image:
@@ -745,6 +761,9 @@ def _rebuilt(one: _Candidate, x: Array, expected: Array, question: Question) -> 
     return _property(name, [(expected, found)], one.budget)
 
 
+_OURS = ("U2EXPORT_", "XDG_")  # where this user's caches are, and whether one may fetch
+
+
 class _Order(BaseModel):
     """What a process of its own is to build again."""
 
@@ -754,12 +773,17 @@ class _Order(BaseModel):
     facts: Facts
     weights: str
     folder: Path
+    environment: dict[str, str]
 
 
 def _built_again(artifact: Artifact, source: Artifact, folder: Path) -> Artifact:
     """Build an artifact again in a process of its own, whose memory is given back."""
     order = _Order(
-        backend=artifact.backend, facts=artifact.facts, weights=_named(source), folder=folder
+        backend=artifact.backend,
+        facts=artifact.facts,
+        weights=_named(source),
+        folder=folder,
+        environment={k: v for k, v in os.environ.items() if k.startswith(_OURS)},
     )
     done = steady.call(f"{__name__}:build_again", order.model_dump_json(), b"")
     answer = done.stdout.decode(errors="replace")
@@ -777,6 +801,7 @@ def _named(source: Artifact) -> str:
 def build_again(order: str) -> None:
     """Be that process: answer the artifact's path, or the reason why there is none."""
     wanted = _Order.model_validate_json(order)
+    os.environ.update(wanted.environment)
     try:
         source = weights.of(wanted.facts, wanted.weights)
         made = build.build(wanted.backend, _spec(wanted.facts), source, wanted.folder)

@@ -176,7 +176,7 @@ def _options(threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # its plan of all buffers, made at the first call, doubles the memory (382 against 193 MB for
-    # u2netp) and saves no time (214 against 213 ms): benchmarks/results/runner_memory
+    # u2netp) and saves no time (214 against 213 ms): benchmarks/runner_memory.py
     options.enable_mem_pattern = False
     options.log_severity_level = _ERRORS_ONLY
     return options

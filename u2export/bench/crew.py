@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,13 @@ from u2export.bench.worker import Assignment
 from u2export.errors import ExportError
 
 PATIENCE = 600.0  # seconds for one order: loading and compiling included
+# The folder one stands in is not searched for modules; that of this package is, last of all.
+_PROGRAM = """
+import sys
+sys.path = [place for place in sys.path if place] + sys.argv[1:2]
+from u2export.bench import worker
+worker.main()
+"""
 _LAST_WORDS = 300  # characters of what a worker wrote before it ended
 
 
@@ -33,7 +41,7 @@ class Worker:
         self._wanted = wanted
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "u2export.bench.worker"],
+            [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -118,5 +126,7 @@ class Worker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the process."""
+        """End the process; at once, if something went wrong."""
+        if error is not None:
+            self._process.kill()
         self.close()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from u2export.bench.report import BenchReport, Row
+from u2export.bench.stats import FEWEST, Interval, ratio, verdict
 from u2export.errors import InputError, ParityError
 
 _WIDTH = 118
@@ -253,8 +254,21 @@ def _tied(rows: Sequence[Row]) -> list[Row]:
     if not ordered:
         return []
     fastest, *others = ordered
-    _, high = _interval(fastest)
-    return [fastest, *(row for row in others if _interval(row)[0] <= high)]
+    return [fastest, *(row for row in others if _equal(row, fastest))]
+
+
+def _equal(row: Row, fastest: Row) -> bool:
+    """Whether a row cannot be told from the fastest: round by round where both took turns.
+
+    The interval of a latency holds the machine's drift, which a ratio of turns does not.
+    """
+    a, b = (one.latency.blocks if one.latency else () for one in (row, fastest))
+    if len(a) == len(b) and len(a) >= FEWEST:
+        found = ratio(a, b)
+        by = fastest.batch / row.batch
+        found = Interval(found.value * by, found.low * by, found.high * by)
+        return verdict(found) == "no difference"
+    return _interval(row)[0] <= _interval(fastest)[1]
 
 
 def _thrift(row: Row) -> tuple[float | str, ...]:

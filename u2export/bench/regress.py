@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from u2export.bench.report import BenchReport, Latency
-from u2export.bench.stats import interval
+from u2export.bench.report import BenchReport, Row
+from u2export.bench.stats import FEWEST, interval
 from u2export.errors import InputError
 
 LEAST_MS = 0.2  # a slowdown of less is none that anybody could tell
-SAME = ("processor", "usable CPUs")  # what makes it the same machine
+SAME = ("processor", "usable CPUs", "GPUs")  # what makes it the same machine
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,53 @@ def changes(now: BenchReport, then: BenchReport, most: float) -> list[Change]:
     Raises:
         InputError: the earlier report is of another machine, or has no row in common.
     """
+    same_machine(now.machine, then.machine)
+    old = {_key(row): row for row in then.rows if row.latency}
+    pairs = [(row, old[_key(row)]) for row in now.rows if row.latency and _key(row) in old]
+    if not pairs:
+        names = ", ".join(row.name for row in old.values()) or "nothing"
+        raise InputError(
+            f"the baseline measured {names}: no row in common with this report, which must have "
+            "the same name, device, threads, precision, size and batch"
+        )
+    for report in (now, then):
+        if len(report.calibration) < FEWEST:
+            raise InputError(f"a report has {len(report.calibration)} rounds, too few to compare")
+    return [_change(row, before, _speed(now, then, row), most) for row, before in pairs]
+
+
+def same_machine(now: Mapping[str, str], then: Mapping[str, str]) -> None:
+    """Refuse facts of two machines.
+
+    Raises:
+        InputError: they are of two.
+    """
     for fact in SAME:
-        here, there = now.machine.get(fact, "?"), then.machine.get(fact, "?")
+        here, there = now.get(fact, "none"), then.get(fact, "none")
         if here != there:
             raise InputError(
                 f"the baseline was measured on another machine: its {fact} is {there}, here {here}"
             )
-    old = {row.name: row for row in then.rows if row.latency}
-    pairs = [
-        (row.name, row.latency, old[row.name].latency)
-        for row in now.rows
-        if row.latency and row.name in old
-    ]
-    if not pairs:
-        names = ", ".join(old) or "nothing"
-        raise InputError(f"the baseline measured {names}: no row in common with this report")
-    speed, spread = _speed(now, then)
-    return [_change(name, a, b, speed, spread, most) for name, a, b in pairs if b]
 
 
-def _speed(now: BenchReport, then: BenchReport) -> tuple[float, float]:
-    """How much longer the fixed work takes now, and the relative half width of that."""
+def missing(now: BenchReport, then: BenchReport) -> list[str]:
+    """Names of the rows that the earlier report measured and the new one did not."""
+    measured = {_key(row) for row in now.rows if row.latency}
+    return [row.name for row in then.rows if row.latency and _key(row) not in measured]
+
+
+def _key(row: Row) -> tuple[str | int, ...]:
+    """What must be the same for two rows to be comparable."""
+    return (row.name, row.device, row.threads, row.precision, row.size, row.batch)
+
+
+def _speed(now: BenchReport, then: BenchReport, row: Row) -> tuple[float, float]:
+    """How much longer the fixed work takes now, and the relative half width of that.
+
+    The fixed work is a CPU's, and says nothing of another device.
+    """
+    if row.device != "cpu":
+        return 1.0, 0.0
     return now.calibration_ms / then.calibration_ms, math.hypot(_spread(now), _spread(then))
 
 
@@ -74,13 +101,14 @@ def _spread(report: BenchReport) -> float:
     return interval(medians, np.median).half_width if medians else 0.0
 
 
-def _change(
-    name: str, now: Latency, then: Latency, speed: float, spread: float, most: float
-) -> Change:
-    expected = then.median * speed
+def _change(row: Row, before: Row, speed: tuple[float, float], most: float) -> Change:
+    now, then = row.latency, before.latency
+    assert now
+    assert then
+    expected = then.median * speed[0]
     ratio = now.median / expected
     widths = [(one.high - one.low) / 2 / one.median for one in (now, then)]
-    width = math.exp(math.hypot(spread, *widths))
+    width = math.exp(math.hypot(speed[1], *widths))
     low, high = ratio / width, ratio * width
     slower = low > 1 and ratio > 1 + most and now.median - expected > LEAST_MS
-    return Change(name, ratio, low, high, slower)
+    return Change(row.name, ratio, low, high, slower)

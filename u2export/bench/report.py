@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from u2export.errors import InputError
 
@@ -120,7 +120,7 @@ class Row(_Fact):
     precision: str
     device: str = "cpu"
     threads: int = 1
-    batch: int = 1
+    batch: int = Field(default=1, ge=1)
     size: int = 320
     files: dict[str, str] = {}
     size_mb: float = 0.0
@@ -202,7 +202,7 @@ class BenchReport(_Fact):
     baseline: str
     rows: tuple[Row, ...]
     ratios: tuple[Ratio, ...] = ()
-    calibration_ms: float
+    calibration_ms: float = Field(gt=0)
     calibration: tuple[tuple[float, ...], ...] = ()
     seconds: float
     stable: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ NEEDED = {"p90": (90, 64), "p95": (95, 130), "p99": (99, 662)}
 RESAMPLES = 2000
 SEED = 1
 CONFIDENCE = 0.95
+FEWEST = 3  # values of which an interval can be told at all
 # A difference below this is none, however narrow the interval: two workers of one file differ by
 # so much through where their memory happens to lie (benchmarks/repeatability.py, A/A).
 LEAST = 0.02
@@ -51,6 +53,8 @@ def latency(blocks: Blocks) -> Latency:
     }
     median = float(np.median(samples))
     low, high = min(middle.low, median), max(middle.high, median)
+    if not math.isfinite(high - low):
+        low, high = float(samples.min()), float(samples.max())
     kept = tuple(tuple(round(float(t), 4) for t in block) for block in blocks)
     return Latency(median=median, low=low, high=high, blocks=kept, **told)
 
@@ -86,7 +90,7 @@ def interval(
     values: Sequence[float] | NDArray[np.floating],
     statistic: Callable[..., NDArray[np.floating] | float],
 ) -> Interval:
-    """Bootstrap the interval of a statistic of independent values.
+    """Bootstrap the interval of a statistic of independent values; endless for fewer than three.
 
     Few values make the bootstrap too narrow: it takes the spread of those it has, which is
     sqrt((n-1)/n) of what it should be, and the normal distribution's tails instead of Student's.
@@ -98,8 +102,8 @@ def interval(
     """
     values = np.asarray(values, float)
     count, value = len(values), float(statistic(values, axis=0))
-    if count < 2:
-        return Interval(value, value, value)
+    if count < FEWEST:
+        return Interval(value, -math.inf, math.inf)
     picked = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
     found = np.asarray(statistic(values[picked], axis=1))
     tail = (1 - CONFIDENCE) / 2

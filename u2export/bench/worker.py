@@ -19,12 +19,16 @@ from typing import IO, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from u2export import artifact as artifacts
 from u2export import pipeline, registry
 from u2export.backend import Array, Runner
 from u2export.errors import U2ExportError
 from u2export.spec import MAX_PIXELS, Device, PictureSpec, Precision
 
-SETTLE = 1  # calls before the samples of a block: caches and clocks were another worker's
+# Before the samples of a block: caches and clocks were another worker's, and onnxruntime's threads
+# go on spinning for some 30 ms after their last call.
+SETTLE_SECONDS = 0.05
+SWEEP_CALLS = 3  # of each request, at least
 STREAMS = (2, 4)
 BATCHES = (4, 8)
 _MIB, _KB = 2**20, 1024
@@ -36,6 +40,8 @@ class Assignment(BaseModel):
 
     Attributes:
         artifact: the model file.
+        backend: of the model file; found by its suffix if None.
+        inputs: a file of the pictures as the network takes them, (N,3,size,size) float32.
         model: for a foreign file: the model it was made from.
         device: where to run; the backend's first if None.
         threads: for computation.
@@ -48,6 +54,8 @@ class Assignment(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     artifact: Path
+    inputs: Path
+    backend: str | None = None
     model: str | None = None
     device: Device | None = None
     threads: int | None = None
@@ -67,24 +75,25 @@ class Worker:
             U2ExportError: as opening an artifact says.
         """
         self._wanted = wanted
+        self._inputs = list(np.load(wanted.inputs)[:, None])
         self.baseline = memory("VmRSS")
-        self._artifact = registry.open_artifact(wanted.artifact, wanted.model)
         begun = time.perf_counter()
-        registry.load(self._artifact.backend)
+        if wanted.backend:  # alone: opening a foreign file would import others to find it
+            registry.load(wanted.backend)
         imported = time.perf_counter()
+        self._artifact = registry.open_artifact(wanted.artifact, wanted.model)
+        opening = time.perf_counter()
         self._runner = self._open()
         loaded = time.perf_counter()
         self._batch = wanted.batch or self._runner.fewest
         self._spec = self._artifact.facts.picture
-        self._contents = [path.read_bytes() for path in wanted.pictures]
-        self._inputs = [self._prepared(content) for content in self._contents]
         x = self._batch_of(0)
         ready = time.perf_counter()
         self._runner(x)
         first = time.perf_counter()
         self.told: dict[str, Any] = {
             "import_ms": 1e3 * (imported - begun),
-            "load_ms": 1e3 * (loaded - imported),
+            "load_ms": 1e3 * (loaded - opening),
             "first_ms": 1e3 * (first - ready),
             "batch": self._batch,
         }
@@ -99,10 +108,6 @@ class Worker:
             streams=streams,
         )
 
-    def _prepared(self, content: bytes) -> Array:
-        picture = pipeline.open_picture(io.BytesIO(content))
-        return pipeline.preprocess(picture, self._spec)
-
     def _batch_of(self, start: int, count: int | None = None) -> Array:
         many = itertools.islice(itertools.cycle(self._inputs), start, None)
         return np.concatenate(list(itertools.islice(many, count or self._batch)))
@@ -110,15 +115,17 @@ class Worker:
     def account(self) -> dict[str, Any]:
         """Say what runs, and what the artifact is; asking may open it once more."""
         facts, told = self._artifact.facts, self._runner.executed()
-        files = dict(self._artifact.files)
-        names = list(files) or [self._artifact.path.name]
-        paths = [self._artifact.path.with_name(name) for name in names]
+        path = self._artifact.path
+        backend = registry.load(self._artifact.backend)
+        companions = [path.with_suffix(suffix) for suffix in backend.companions]
+        paths = [path, *(one for one in companions if one.is_file())]
+        files = {one.name: artifacts.sha256_of(one) for one in paths}
         return {
             "backend": self._artifact.backend,
             "device": str(told.device),
             "size": facts.size,
             "files": files,
-            "size_mb": sum(path.stat().st_size for path in paths) / _MB,
+            "size_mb": sum(one.stat().st_size for one in paths) / _MB,
             "runtime": told.runtime,
             "ran": told.summary(),
         }
@@ -127,7 +134,9 @@ class Worker:
         """Take samples for a while, at least so many; ms each, and processor ms a picture."""
         batches = [self._batch_of(i * self._batch) for i in range(min(len(self._inputs), 4))]
         turns = itertools.cycle(batches)
-        for _ in range(SETTLE):
+        settled = time.perf_counter() + SETTLE_SECONDS
+        self._call(next(turns))
+        while time.perf_counter() < settled:
             self._call(next(turns))
         samples: list[float] = []
         used, begun = time.process_time(), time.perf_counter()
@@ -148,8 +157,8 @@ class Worker:
         """Median ms of each stage from file to mask, over the pictures."""
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for content in self._contents:
-                for name, ms in _walk(content, self._runner, self._spec):
+            for path in self._wanted.pictures:
+                for name, ms in _walk(path.read_bytes(), self._runner, self._spec):
                     found.setdefault(name, []).append(ms)
         return {name: float(np.median(times)) for name, times in found.items()}
 
@@ -169,14 +178,17 @@ class Worker:
         backend = registry.load(self._artifact.backend)
         for streams in STREAMS if "streams" in backend.run_options else ():
             with self._open(streams) as runner:
-                found[f"{streams} streams"] = _flow(runner, self._batch_of(0), self._batch, seconds)
+                found[f"{streams} streams"] = _flow(
+                    runner, self._batch_of(0), self._batch, streams, seconds
+                )
         return found
 
     def answers(self, path: str) -> dict[str, Any]:
-        """Write the saliency of every picture, by its number."""
-        maps = {}
-        for place, x in enumerate(self._inputs):
-            maps[str(place)] = self._runner(np.repeat(x, self._batch, axis=0))[0, 0]
+        """Write the saliency of every picture, from every place in a batch: `picture/place`."""
+        maps, count = {}, len(self._inputs)
+        for start in range(count):
+            for place, y in enumerate(self._runner(self._batch_of(start))):
+                maps[f"{(start + place) % count}/{place}"] = y[0]
         np.savez(path, **maps)
         return {}
 
@@ -233,19 +245,14 @@ def _rate(runner: Runner, x: Array, count: int, seconds: float) -> float:
     return calls * count / passed
 
 
-def _flow(runner: Runner, x: Array, count: int, seconds: float) -> float:
-    """Pictures a second of calls that overlap."""
-    done, begun = 0, 0.0
-
-    def endless() -> Iterator[Array]:
-        while not begun or time.perf_counter() - begun < seconds:
-            yield x
-
-    for _ in runner.stream(endless()):
-        if not begun:
-            begun = time.perf_counter()  # the first shows that all are under way
-        else:
-            done += 1
+def _flow(runner: Runner, x: Array, count: int, streams: int, seconds: float) -> float:
+    """Pictures a second of calls that overlap, from the first that is begun to the last result."""
+    begun = time.perf_counter()
+    for _ in runner.stream([x] * streams):  # warm, and to see how many fit the time
+        pass
+    rounds = max(SWEEP_CALLS, round(seconds / (time.perf_counter() - begun)))
+    begun = time.perf_counter()
+    done = sum(1 for _ in runner.stream(itertools.repeat(x, rounds * streams)))
     return done * count / (time.perf_counter() - begun)
 
 

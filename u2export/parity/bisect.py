@@ -72,6 +72,7 @@ class Bisection(BaseModel):
             a fault in one of them is laid to a module after it.
         agrees: largest absolute difference between the candidate's saliency with its tensors read
             out and as it normally runs; what only its fused operations do shows here alone.
+        over: the candidate's saliency, as it normally runs, is over the budget.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +82,7 @@ class Bisection(BaseModel):
     modules: tuple[ModuleError, ...]
     unmatched: tuple[tuple[str, str], ...]
     agrees: float
+    over: bool
 
 
 def bisect(
@@ -136,6 +138,7 @@ def bisect(
         modules=modules,
         unmatched=unmatched,
         agrees=_apart(normal, saliency),
+        over=search.over(normal),
     )
 
 
@@ -210,6 +213,12 @@ class _Search:
                 culprit = culprit or (name if self._over(error.difference) else "")
             modules.append(error)
         return culprit, tuple(modules), tuple(unmatched)
+
+    def over(self, saliency: Array) -> bool:
+        """Whether a saliency is over the budget; one that is not finite always is."""
+        whole = np.isfinite(saliency).all()
+        found = compare(self.network.saliency[0, 0], saliency[0, 0]) if whole else None
+        return self._over(found)
 
     def _missing(self, name: str) -> str:
         """Why the candidate has no such tensor, as a phrase; empty if it has."""
@@ -445,6 +454,8 @@ def _bar(error: float) -> str:
 def verdict(bisection: Bisection) -> Iterator[str]:
     """What was found, in lines."""
     yield f"first over the budget: {bisection.culprit or 'no module'}"
+    if bisection.over and not bisection.culprit:
+        yield "yet the file as it runs is over the budget: what is wrong lies in none of these"
     if bisection.inputs:
         yield f"fed by, largest error first: {', '.join(bisection.inputs)}"
     for name, why in bisection.unmatched:

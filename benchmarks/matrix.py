@@ -1,0 +1,76 @@
+"""Our formats and precisions for both networks, measured in turns, with their masks judged.
+
+    python benchmarks/matrix.py [--weights u2netp.safetensors --pictures FOLDER] [--seconds 120]
+
+Real weights of the full network are not to be had everywhere, so it is measured with random
+values, which have the same latency and no masks. Leaves `results/<machine>-<date>.json` and `.md`;
+the table in the README is made of the JSON by `readme_table.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from report import RESULTS
+
+from u2export import benching, build, machine, weights
+from u2export.bench import markdown
+from u2export.run import pictures_in
+from u2export.spec import MODELS, ExportSpec, Precision
+
+CANDIDATES = (
+    ("onnx", Precision.FP32),
+    ("onnx", Precision.FP16),
+    ("openvino", Precision.FP32),
+    ("openvino", Precision.FP16),
+    ("torch", Precision.FP32),
+)
+
+
+def machine_name() -> str:
+    """The processor and its usable CPUs, for a file's name."""
+    told = machine.described()
+    words = re.sub(r"[^a-z0-9]+", "-", told["processor"].lower()).strip("-")
+    return f"{words}-{told['usable CPUs']}cpus"
+
+
+def main() -> None:
+    """Export, measure, leave both files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
+    parser.add_argument("--pictures", type=Path, nargs="*", default=[], help="folders")
+    parser.add_argument("--seconds", type=float, default=120.0)
+    args = parser.parse_args()
+    small = MODELS["u2netp" if args.weights else "u2netp-demo"]
+    sources = [weights.find(small, args.weights), weights.find(MODELS["u2net"], "random:0")]
+    with tempfile.TemporaryDirectory() as folder:
+        made = []
+        for source in sources:
+            variant = "random0" if source.facts.weights.origin == "random" else ""
+            for backend, precision in CANDIDATES:
+                spec = ExportSpec(MODELS[source.facts.model], 320, precision, variant=variant)
+                made.append(build.build(backend, spec, source, Path(folder)).path)
+        plan = benching.Plan(
+            tuple(made),
+            tuple(pictures_in(args.pictures)),
+            weights=None,
+            seconds=args.seconds,
+            command=shlex.join(["python", "benchmarks/matrix.py", *sys.argv[1:]]),
+        )
+        report, _ = benching.measure(plan)
+    print(benching.text(report))
+    date = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+    path = RESULTS / f"{machine_name()}-{date}.json"
+    path.write_text(report.model_dump_json(indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown.page(report))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
