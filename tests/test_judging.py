@@ -250,6 +250,8 @@ def test_a_budget_file_takes_the_place_of_what_it_names_only(tmp_path: Path):
         ('{"fp8": {}}', "precision must be one of fp32"),
         ('{"fp16": {"mask_mea": 1}}', "mask_mea: Extra inputs"),
         ('{"fp16": {"mask_mae": "much"}}', "mask_mae: Input should be a valid number"),
+        ('{"fp16": {"mask_mae": NaN}}', "mask_mae: Input should be a finite number"),
+        ('{"fp16": {"mask_iou": -1}}', "mask_iou: Input should be greater than or equal to 0"),
         ("nonsense", "is no budget file"),
         ("[1]", "is no budget file"),
     ],
@@ -324,6 +326,28 @@ def test_a_certificate_for_other_bytes_is_refused(copied: Path):
     (copied / "u2netp-demo-fp32-64-bN.onnx.json").write_text(forged.manifest.text())
     with pytest.raises(ArtifactError, match="is for other bytes"):
         judging.verified(artifact.path)
+
+
+def test_a_missing_runtime_of_one_candidate_does_not_stop_the_others(copied: Path, monkeypatch):
+    real = registry.load
+
+    def load(name: str):
+        if name == "openvino":
+            raise DependencyError("the openvino backend needs openvino, which is not installed")
+        return real(name)
+
+    monkeypatch.setattr(registry, "load", load)
+    question = judging.Question(
+        "torch", (copied / ONNX, copied / ONNX.replace("onnx", "xml")), allow_missing=True
+    )
+    report, _ = judging.examine(question)
+    assert report.passed, judging.text(report)
+    assert report.candidates[1].missing.startswith("the openvino backend needs openvino")
+
+
+def test_a_foreign_file_carries_no_certificate(broken: Path):
+    with pytest.raises(ParityError, match="carries no certificate"):
+        judging.verified(broken)
 
 
 @pytest.fixture
@@ -421,7 +445,7 @@ def test_a_runtime_that_is_missing_is_status_3_unless_allowed(command, copied: P
             ["torch", ONNX, "--emulate", "int8"],
             "fp16 and bf16 can be emulated",
         ),
-        (["torch", ONNX, "--pictures", "none"], "none cannot be read"),
+        (["torch", ONNX, "--pictures", "none"], "there is no picture at none"),
         (
             ["torch", ONNX, "--weights", "random:0"],
             "is not what the artifact",

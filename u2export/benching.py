@@ -34,7 +34,7 @@ from u2export.parity.budgets import BUDGETS, excess, judge
 from u2export.parity.metrics import compare
 from u2export.parity.shown import Shown
 from u2export.parity.words import printable
-from u2export.pipeline import opaque, open_picture, preprocess, stretch
+from u2export.pipeline import check_picture, opaque, open_picture, preprocess, stretch
 from u2export.spec import Device, PictureSpec, Precision
 
 TORCH = "torch"
@@ -303,7 +303,7 @@ def _check(plan: Plan) -> None:
         raise InputError(f"a batch must be 1 or more, got {min(plan.batches)}")
     names = [path.name for path in plan.artifacts]
     for path in plan.pictures[:MOST_PICTURES]:
-        open_picture(path)
+        check_picture(path)
     if plan.reference != TORCH:
         registry.open_artifact(Path(plan.reference), plan.model)
     twice = next((name for name in names if names.count(name) > 1 and not plan.delays), None)

@@ -37,7 +37,7 @@ from u2export.parity.stages import Side, Way, decode, follow, onward, part
 from u2export.parity.text import table
 from u2export.parity.words import fault as fault
 from u2export.parity.words import printable
-from u2export.pipeline import open_picture, preprocess
+from u2export.pipeline import check_picture, open_picture, preprocess
 from u2export.progress import say
 from u2export.spec import MODELS, Device, ExportSpec, PictureSpec, Precision, Resize
 
@@ -349,7 +349,15 @@ def verified(path: Path) -> certificate.Certificate:
         ArtifactError: it was changed, or the certificate is for other bytes.
         ParityError: it was never judged.
     """
-    return certificate.read(registry.open_artifact(path))
+    try:
+        found = registry.open_artifact(path)
+    except InputError as error:
+        if not path.is_file() or manifest_path(path).exists():
+            raise
+        raise ParityError(
+            f"{path} carries no certificate: u2export did not make it, or it lost its manifest"
+        ) from error
+    return certificate.read(found)
 
 
 def certificate_text(path: Path, found: certificate.Certificate) -> str:
@@ -475,6 +483,8 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise InputError(f"two candidates are called {twice}: rename one, reports go by names")
+    for path in question.pictures:
+        check_picture(path)  # before minutes of work, not after
     opened = [_opened(path, question) for path in question.candidates]
     reference = _reference(question, [one for one in opened if isinstance(one, Artifact)])
     candidates = [_ready(one, question) for one in opened]
@@ -505,9 +515,9 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
 def _opened(path: Path, question: Question) -> Artifact | DependencyError:
     try:
         found = registry.open_artifact(path, question.model)
+        stored = registry.load(found.backend).stored
     except DependencyError as error:
         return error
-    stored = registry.load(found.backend).stored
     if found.foreign and stored:
         facts = found.facts.model_copy(update={"precision": stored(path)})
         return dataclasses.replace(found, facts=facts)

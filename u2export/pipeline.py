@@ -72,6 +72,25 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Im
         raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
+def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Make sure that a file's beginning is that of a picture that may be taken; quick.
+
+    Raises:
+        InputError: it cannot be read, is no picture, or is too large.
+    """
+    try:
+        with _no_pixel_limit():
+            image = Image.open(path)
+        with image:
+            _refuse_large(image, str(path), max_pixels)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture at {path}") from error
+    except Exception as error:  # as in `open_picture`
+        raise InputError(f"{path} cannot be read as a picture: {_reason(error)}") from error
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and convert any mode to RGB, or RGBA if it has transparency."""
     image = ImageOps.exif_transpose(image)

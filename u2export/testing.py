@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from u2export import judging
+from u2export.errors import InputError
 from u2export.parity.report import Report
 from u2export.run import pictures_in
 
@@ -43,6 +44,8 @@ def assert_parity(
         >>> def test_our_export_keeps_the_mask():
         ...     assert_parity("exported/u2netp-fp16.onnx", pictures=["tests/photos"])
     """
+    if cases not in ("quick", "all"):
+        raise InputError(f"cases must be quick or all, got {cases!r}")
     question = judging.Question(
         reference=str(reference),
         candidates=(Path(candidate),),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from u2export.errors import InputError, ParityError
 from u2export.parity.metrics import Difference
 from u2export.spec import Precision
+
+_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Budget(BaseModel):
@@ -26,12 +30,12 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    raw_max: float | None
-    raw_mean: float
-    mask_mae: float
-    mask_iou: float
-    worst_iou: float
-    worst_boundary: float = 0.0
+    raw_max: _Error | None
+    raw_mean: _Error
+    mask_mae: _Error
+    mask_iou: _Share
+    worst_iou: _Share
+    worst_boundary: _Share = 0.0
 
 
 # "Floor" is the largest difference between computations that are the same function, over 16
@@ -98,6 +102,8 @@ def read(path: Path) -> dict[Precision, Budget]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{path} is no budget file: {where}: {first['msg']}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no budget file: {error}") from error
 

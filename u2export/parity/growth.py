@@ -54,13 +54,20 @@ def page(found: Bisection, title: str) -> str:
     )
     figure.update_yaxes(type="log", title="error", exponentformat="e")
     figure.update_layout(
-        template="plotly_white", height=640, legend={"orientation": "h", "y": 1.12}
+        template="plotly_white",
+        height=640,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 50, "r": 10},
     )
     if found.culprit:
         figure.add_vline(x=names.index(found.culprit), line={"color": _FAULT, "dash": "dash"})
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(found))
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title>"
-    style = "<style>body{font:16px system-ui,sans-serif;margin:2rem;max-width:1500px}</style>"
+    head += "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+    style = (
+        "<style>body{font:16px system-ui,sans-serif;margin:1rem;max-width:1500px;"
+        "overflow-wrap:anywhere}h1{font-size:1.3rem}</style>"
+    )
     plot = figure.to_html(full_html=False, include_plotlyjs=True)
     heading = f"<h1>{html.escape(title)}</h1>"
     return f"<!doctype html><html lang='en'>{head}{style}{heading}{lines}{plot}</html>\n"
