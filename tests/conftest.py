@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 
 from u2export import build, machine, registry, weights
@@ -51,6 +54,32 @@ def _nothing_is_fetched_and_no_home_is_touched(tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("U2EXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("U2EXPORT_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _a_network_is_traced_once():
+    """Tracing takes 5 to 10 s, and a network that was traced gives the same graph again.
+
+    That the same export in two processes gives the same bytes is tested by the command line.
+    """
+    from u2export.graph import trace
+
+    real, known = trace.trace, {}
+
+    def traced(network: Any, size: int, opset: int) -> onnx.ModelProto:
+        digest = hashlib.sha256()
+        for name, values in network.state_dict().items():
+            digest.update(name.encode() + values.contiguous().numpy().tobytes())
+        key = (digest.hexdigest(), size, opset, network.all_outputs)
+        if key not in known:
+            known[key] = real(network, size, opset)
+        model = onnx.ModelProto()
+        model.CopyFrom(known[key])
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "trace", traced)
         yield
 
 
