@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import parity_mutations as mutations
 import pytest
 from PIL import Image
 
 from u2export import build, registry, run, weights
+from u2export.parity.bisect import bisect
+from u2export.parity.budgets import BUDGETS
 from u2export.parity.metrics import compare
+from u2export.parity.stages import Stage
 from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec, Precision
 
@@ -61,3 +65,24 @@ def test_openvino_gives_pytorchs_maps_of_photographs(real: Path, shared: Path, p
         assert max(one.raw_max for one in found) <= 1e-4
     assert np.mean([one.raw_mean for one in found]) <= 5e-4
     assert np.mean([one.mask_iou for one in found]) >= 0.998
+
+
+def test_naive_int8_fails_and_is_laid_to_the_one_sensitive_convolution(
+    real: Path, shared: Path, tmp_path: Path
+):
+    source = weights.find(MODEL, str(shared / "weights/u2netp.safetensors"))
+    artifact = registry.open_artifact(real / "u2netp-fp32.onnx")
+    pictures = [path.read_bytes() for path in sorted((shared / "images/human").iterdir())]
+    path = mutations.naive_int8(artifact, tmp_path, pictures)
+    quantized = registry.open_artifact(path, MODEL.name)
+    budget, horse = BUDGETS[Precision.INT8], (shared / "images/salient/horse.jpg").read_bytes()
+    with registry.open_runner(source) as one, registry.open_runner(quantized) as other:
+        reference = mutations.side_of(one, MODEL.picture, "PyTorch")
+        candidate = mutations.side_of(other, MODEL.picture, "naive int8")
+        [parting] = mutations.partings([horse], reference, candidate, budget)
+    assert parting.stage is Stage.SALIENCY
+    x = preprocess(open_picture(shared / "images/salient/horse.jpg"), MODEL.picture)
+    found = bisect(source, quantized, x, budget)
+    # the convolution that reads values of up to 228 in a few of its channels
+    assert found.culprit == "stage2d.rebnconv1d"
+    assert "stage2d.rebnconv2d" in found.inputs
