@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = []
         for source in sources:
-            variant = "random0" if source.facts.weights.origin == "random" else ""
+            variant = source.facts.weights.variant
             for backend, precision in CANDIDATES:
                 spec = ExportSpec(MODELS[source.facts.model], 320, precision, variant=variant)
                 made.append(build.build(backend, spec, source, Path(folder)).path)

@@ -284,8 +284,9 @@ def test_auto_leaves_the_best_whole_and_certified(folder: Path, pictures, monkey
         assert np.isfinite(runner(np.zeros((1, 3, 64, 64), np.float32))).all()
 
 
-def test_auto_refuses_a_place_that_cannot_be_written_before_it_works(folder: Path):
+def test_auto_refuses_a_place_that_cannot_be_written_before_it_works(folder: Path, monkeypatch):
     (folder / "file").write_text("")
+    monkeypatch.setattr(choosing, "_made", lambda *given: pytest.fail("it went to work"))
     with pytest.raises(InputError, match="cannot be written"):
         choosing.choose(choosing.Wish(DEMO, out=folder / "file" / "out"))
 

@@ -20,7 +20,9 @@ from PIL import Image
 
 from u2export import build, judging, machine, registry, weights
 from u2export.artifact import Artifact
+from u2export.backend import Runner
 from u2export.errors import ArtifactError, DependencyError, InputError, ParityError
+from u2export.executed import Executed
 from u2export.parity import certificate, replay
 from u2export.parity.budgets import BUDGETS, read
 from u2export.parity.cases import degenerate, drawn
@@ -471,17 +473,21 @@ def test_all_cases_judge_the_properties_too(copied: Path):
 
 
 def test_a_batch_that_is_not_its_pictures_fails():
-    class Garbled:
-        fewest, most, size, batch = 1, None, 320, None
-
-        def __call__(self, x: np.ndarray) -> np.ndarray:
+    class Garbled(Runner):
+        def _infer(self, x: np.ndarray) -> np.ndarray:
             y = x[:, :1].clip(0, 1).copy()
             if len(x) > 1:
                 y[1] = 1 - y[1]
             return y
 
+        def _executed(self) -> Executed:
+            raise NotImplementedError
+
+        def _release(self) -> None:
+            pass
+
     inputs = [np.random.default_rng(i).random((1, 3, 320, 320), np.float32) for i in range(2)]
-    found = judging._batched(Garbled(), inputs, FP32)  # type: ignore[arg-type]
+    found = judging._batched(Garbled(320, None), inputs, FP32)
     assert not found.passed
     assert found.reasons[0].startswith("raw_max")
 

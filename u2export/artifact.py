@@ -45,6 +45,11 @@ class WeightsFacts(BaseModel):
     sha256: str
     origin: str
 
+    @property
+    def variant(self) -> str:
+        """What random weights add to the names of their files, such as `random0`."""
+        return self.name.replace(":", "") if self.origin == "random" else ""
+
 
 class Facts(BaseModel):
     """Everything needed to run a model file on a picture, and to know where it came from.
@@ -149,6 +154,10 @@ class Artifact:
     def stored(self) -> Precision | None:
         """The precision of the values in the file, or None where nobody says."""
         return None if self.foreign else self.facts.precision
+
+    def with_facts(self, **facts: Any) -> Artifact:
+        """The same with other facts, such as another size of the input, which weights can have."""
+        return dataclasses.replace(self, facts=self.facts.model_copy(update=facts))
 
     @property
     def manifest(self) -> Manifest:

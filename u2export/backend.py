@@ -57,6 +57,23 @@ class Runner(ABC):
         self._check(x)
         return self._own(self._infer(np.ascontiguousarray(x)), len(x))
 
+    def single(self, x: Array) -> Array:
+        """Compute the saliency of one picture, repeated where a call takes more.
+
+        Args:
+            x: (1,3,size,size) float32.
+
+        Returns:
+            (size,size) float32 in [0,1].
+
+        Raises:
+            InputError: as for a call.
+            ExportError: as for a call.
+        """
+        many = np.repeat(x, self.fewest, axis=0) if self.fewest > 1 else x
+        saliency: Array = self(many)[0, 0]
+        return saliency
+
     def maps(self, x: Array) -> tuple[Array, ...]:
         """Compute every output the artifact has: d0 alone, or d0..d6.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from u2export.artifact import Artifact, write_text
 from u2export.backend import Array
 from u2export.bench import stats
 from u2export.bench.crew import Worker, WorkerError
-from u2export.bench.regress import Change, same_machine
-from u2export.bench.regress import changes as changes
-from u2export.bench.regress import missing as missing
-from u2export.bench.report import BenchReport, Latency, Mask, Ratio, Row, Throughput, read
+from u2export.bench.report import BenchReport, Latency, Mask, Ratio, Row, Throughput
 from u2export.bench.text import table
 from u2export.bench.worker import Assignment
+from u2export.build import Phase
 from u2export.doctor import versions
 from u2export.drawn import draw
 from u2export.errors import DependencyError, InputError, ParityError, U2ExportError
@@ -55,7 +52,6 @@ MOST_PICTURES = 24  # that are kept in a worker's memory
 LEAST_IOU = BUDGETS[Precision.INT8].mask_iou
 _NO_SUBJECT = "weights of random values give no masks"
 _CALIBRATION = 400_000  # values sorted in the fixed piece of work
-Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,6 @@ class _Lane:
     cpu: list[float] = field(default_factory=list)
     answers: dict[str, Array] = field(default_factory=dict)
     failed: str = ""
-    lacking: bool = False  # a runtime or device is what it failed for
     notes: list[str] = field(default_factory=list)
 
 
@@ -137,7 +132,7 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
         for lane in _able(lanes):
             _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), phase)
         stack.close()  # the workers: the reference has the machine for itself
-        masks, shown, reference = _masks(lanes, plan, pictures, phase)
+        masks, shown, reference = _masks(lanes, plan, pictures, Path(folder), phase)
     baseline = _baseline(lanes, plan)
     report = BenchReport(
         created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -188,36 +183,9 @@ def batches(text: str | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def earlier(path: Path | None) -> BenchReport | None:
-    """Read the report to compare with, if there is one.
-
-    Raises:
-        InputError: it is no report.
-    """
-    return read(path) if path else None
-
-
 def text(report: BenchReport) -> str:
     """The report for people at a terminal."""
     return table(report)
-
-
-def comparable(earlier: BenchReport) -> None:
-    """Refuse a report of another machine before minutes of measuring.
-
-    Raises:
-        InputError: it is of another machine.
-    """
-    same_machine(machine.described(), earlier.machine)
-
-
-def told(change: Change) -> str:
-    """How a row's latency changed, in one line."""
-    verdict = "slower" if change.slower else "not slower"
-    return (
-        f"{change.name}: {change.ratio:.3f} times the baseline's latency "
-        f"({change.low:.3f} to {change.high:.3f}): {verdict}"
-    )
 
 
 def write(
@@ -277,20 +245,6 @@ def demand(report: BenchReport) -> None:
 _LACKING = "cannot run here: "
 
 
-def demand_speed(found: list[Change], most: float) -> None:
-    """Refuse changes that are slowdowns.
-
-    Raises:
-        ParityError: one is.
-    """
-    slow = [one for one in found if one.slower]
-    if slow:
-        told = ", ".join(
-            f"{c.name} {c.ratio:.2f} times ({c.low:.2f} to {c.high:.2f})" for c in slow
-        )
-        raise ParityError(f"slower than the baseline by more than {most:.0%}: {told}")
-
-
 # --- before -------------------------------------------------------------------------------------
 
 
@@ -330,13 +284,9 @@ def _lane(path: Path, batch: int | None, plan: Plan) -> _Lane:
     if plan.delays:
         name = f"{name} #{place}"
     try:
-        artifact = registry.open_artifact(path, plan.model)
+        artifact = registry.with_precision(registry.open_artifact(path, plan.model))
     except DependencyError as error:
         return _Lane(name, None, path, failed=f"{_LACKING}{error}")
-    stored = registry.load(artifact.backend).stored
-    if artifact.foreign and stored:
-        facts = artifact.facts.model_copy(update={"precision": stored(path)})
-        artifact = dataclasses.replace(artifact, facts=facts)
     lane = _Lane(name, artifact, path, plan.precision, told={"batch": batch})
     fixed = artifact.facts.batch
     if batch and fixed and fixed != batch and not artifact.foreign:
@@ -392,20 +342,13 @@ def _hire(
         lane.told = lane.worker.open()
 
 
-class _surviving:  # noqa: N801  (it reads as a statement)
+@contextmanager
+def _surviving(lane: _Lane) -> Iterator[None]:
     """Let a worker's failure be its lane's, and nobody else's."""
-
-    def __init__(self, lane: _Lane) -> None:
-        self._lane = lane
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if isinstance(error, WorkerError):
-            self._lane.failed = printable(str(error))
-            return True
-        return False
+    try:
+        yield
+    except WorkerError as error:
+        lane.failed = printable(str(error))
 
 
 def _able(lanes: Iterable[_Lane]) -> list[_Lane]:
@@ -498,7 +441,7 @@ def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
 
 
 def _masks(
-    lanes: list[_Lane], plan: Plan, pictures: tuple[Path, ...], phase: Phase
+    lanes: list[_Lane], plan: Plan, pictures: tuple[Path, ...], folder: Path, phase: Phase
 ) -> tuple[dict[str, Mask | str], list[Shown], str]:
     """Compare every lane's answers with the reference's: figures or the reason why not, by name."""
     found: dict[str, Mask | str] = {}
@@ -511,7 +454,7 @@ def _masks(
             native = reference.facts.size
             sizes = {native, *(lane.artifact.facts.size for lane in group if lane.artifact)}
             wanted = sizes if reference.backend == TORCH else {native}
-            answers = {size: _answers(reference, size, pictures, plan) for size in wanted}
+            answers = {size: _answers(reference, size, pictures, plan, folder) for size in wanted}
         except U2ExportError as error:
             found |= {lane.name: printable(str(error)) for lane in group}
             continue
@@ -549,15 +492,15 @@ def _reference(plan: Plan, artifacts: list[Artifact]) -> Artifact:
     return weights.common(artifacts, plan.model, plan.weights)
 
 
-def _answers(reference: Artifact, size: int, pictures: tuple[Path, ...], plan: Plan) -> list[Array]:
+def _answers(
+    reference: Artifact, size: int, pictures: tuple[Path, ...], plan: Plan, folder: Path
+) -> list[Array]:
     """The reference's saliency of every picture at an input size."""
     if reference.backend == TORCH:
-        facts = reference.facts.model_copy(update={"size": size})
-        reference = dataclasses.replace(reference, facts=facts)
-    spec = reference.facts.picture
+        reference = reference.with_facts(size=size)
+    inputs = np.load(_prepared(reference.facts.picture, pictures, folder))
     with registry.open_runner(reference, threads=plan.threads) as runner:
-        inputs = (preprocess(open_picture(path), spec) for path in pictures)
-        return [runner(np.repeat(x, runner.fewest, axis=0))[0, 0] for x in inputs]
+        return [runner.single(x[None]) for x in inputs]
 
 
 def _mask(
@@ -641,9 +584,8 @@ def _ratios(lanes: list[_Lane], baseline: _Lane | None) -> Iterator[Ratio]:
     for lane in _able(lanes):
         if lane is baseline or len(baseline.blocks) < stats.FEWEST:
             continue
-        found = stats.ratio(lane.blocks, baseline.blocks)
         by = baseline.told["batch"] / lane.told["batch"]
-        found = stats.Interval(found.value * by, found.low * by, found.high * by)
+        found = stats.ratio(lane.blocks, baseline.blocks, by)
         yield Ratio(
             name=lane.name,
             ratio=found.value,

@@ -61,8 +61,7 @@ def export(
     else:
         source = weights.find(spec.model, given)
     facts = source.facts
-    variant = facts.weights.name.replace(":", "") if facts.weights.origin == "random" else ""
-    spec = dataclasses.replace(spec, model=MODELS[facts.model], variant=variant)
+    spec = dataclasses.replace(spec, model=MODELS[facts.model], variant=facts.weights.variant)
     return build(backend_name, spec, source, out, phase)
 
 

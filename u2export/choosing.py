@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from u2export.backend import Backend
 from u2export.bench.recommend import Limits, Recommendation, demand, recommend
 from u2export.bench.recommend import text as told
 from u2export.bench.report import BenchReport
+from u2export.build import Phase
 from u2export.errors import DependencyError, ExportError, InputError, ParityError
 from u2export.parity.shown import Shown
 from u2export.progress import say
 from u2export.spec import MODELS, ExportSpec, ModelSpec, Precision
 
 PRECISIONS = (Precision.FP32, Precision.FP16)
-Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,6 @@ def _source(wish: Wish) -> Artifact:
 def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[Artifact]:
     """Export every candidate that can be made and run here."""
     model = MODELS[source.facts.model]
-    facts = source.facts.weights
-    variant = facts.name.replace(":", "") if facts.origin == "random" else ""
     for name in registry.names():
         backend, reason = _able(name)
         if backend is None:
@@ -151,7 +149,7 @@ def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[
             if precision not in backend.precisions or not able:
                 continue
             phase(f"exporting {name} {precision} for {size} pixels")
-            spec = ExportSpec(model, size, precision, variant=variant)
+            spec = ExportSpec(model, size, precision, variant=source.facts.weights.variant)
             try:
                 yield build.build(name, spec, source, folder, phase)
             except ExportError as error:

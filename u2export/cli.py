@@ -462,12 +462,14 @@ def bench(
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown table.")] = None,
 ) -> None:
     """Measure model files in turns, with their masks judged; status 6 if one is wrong or fails."""
-    from u2export import benching
+    from u2export import benching, machine
     from u2export import run as running
+    from u2export.bench import regress
+    from u2export.bench import report as reports
 
-    most, earlier = benching.share(max_slowdown), benching.earlier(baseline)
+    most, earlier = benching.share(max_slowdown), reports.read(baseline) if baseline else None
     if earlier:
-        benching.comparable(earlier)
+        regress.same_machine(machine.described(), earlier.machine)
     plan = benching.Plan(
         artifacts=tuple(artifacts),
         pictures=tuple(running.pictures_in(pictures or [])),
@@ -488,13 +490,13 @@ def bench(
     benching.write(
         report, shown, json_file=json_file, html_file=html, csv_file=csv, markdown_file=markdown
     )
-    found = benching.changes(report, earlier, most) if earlier else []
+    found = regress.changes(report, earlier, most) if earlier else []
     for change in found:
-        print(benching.told(change))
-    for name in benching.missing(report, earlier) if earlier else []:
+        print(regress.told(change))
+    for name in regress.missing(report, earlier) if earlier else []:
         print(f"{name}: in the baseline, and not measured now")
     benching.demand(report)
-    benching.demand_speed(found, most)
+    regress.demand(found, most)
 
 
 _LIMITS = {

@@ -404,7 +404,7 @@ def replayed(path: Path, *, device: Device | None = None, threads: int | None = 
         if case.notes.resample:
             spec = dataclasses.replace(spec, resize=case.notes.resample)
         with registry.open_runner(artifact, device, threads) as runner:
-            found = follow(case.content, _side(artifact.path.name, runner, spec))
+            found = follow(case.content, Side(artifact.path.name, runner.single, spec))
         parting = case.judge(found)
         there, here = case.notes.versions, versions()
         different = [
@@ -514,14 +514,9 @@ def examine(question: Question, track: Track = _untracked) -> tuple[Report, list
 
 def _opened(path: Path, question: Question) -> Artifact | DependencyError:
     try:
-        found = registry.open_artifact(path, question.model)
-        stored = registry.load(found.backend).stored
+        return registry.with_precision(registry.open_artifact(path, question.model))
     except DependencyError as error:
         return error
-    if found.foreign and stored:
-        facts = found.facts.model_copy(update={"precision": stored(path)})
-        return dataclasses.replace(found, facts=facts)
-    return found
 
 
 def _reference(question: Question, artifacts: list[Artifact]) -> Artifact:
@@ -563,10 +558,9 @@ def _block(
 def _answering(reference: Artifact, size: int, question: Question) -> Iterator[Side]:
     """The reference's side for an input size, which weights can have any of."""
     if reference.backend == TORCH:
-        facts = reference.facts.model_copy(update={"size": size})
-        reference = dataclasses.replace(reference, facts=facts)
+        reference = reference.with_facts(size=size)
     with registry.open_runner(reference, threads=question.threads) as runner:
-        yield _side("the reference", runner, reference.facts.picture)
+        yield Side("the reference", runner.single, reference.facts.picture)
 
 
 def _answer(side: Side, case: Case) -> Array | U2ExportError:
@@ -594,7 +588,7 @@ def _ready(one: Artifact | DependencyError, question: Question) -> _Candidate:
     @contextmanager
     def opened() -> Iterator[Side]:
         with registry.open_runner(one, question.device, question.threads) as runner:
-            yield _side(party.name, runner, spec)
+            yield Side(party.name, runner.single, spec)
 
     return _Candidate(party, budget, spec, opened, one)
 
@@ -620,14 +614,6 @@ def _emulated(precision: Precision, question: Question, reference: Artifact) -> 
 
     budget = question.budgets[precision]
     return _Candidate(party, budget, spec, lambda: nullcontext(side), notes=notes)
-
-
-def _side(name: str, runner: Runner, spec: PictureSpec) -> Side:
-    def network(x: Array) -> Array:
-        y: Array = runner(np.repeat(x, runner.fewest, axis=0))[0, 0]
-        return y
-
-    return Side(name, network, spec)
 
 
 def _party(artifact: Artifact, runtime: str, ran: str) -> Party:
@@ -712,9 +698,8 @@ def _properties(one: _Candidate, question: Question) -> Iterator[CaseResult]:
     assert one.artifact
     inputs = [preprocess(_decoded(case.read()), one.spec) for case in drawn(len(SEEDS))]
     with registry.open_runner(one.artifact, question.device, question.threads) as runner:
-        network = _side(one.party.name, runner, one.spec).network
-        single = network(inputs[0])
-        yield _property("the same twice", [(single, network(inputs[0]))], one.budget)
+        single = runner.single(inputs[0])
+        yield _property("the same twice", [(single, runner.single(inputs[0]))], one.budget)
         if not question.thorough:
             return
         yield _batched(runner, inputs, one.budget)
@@ -740,8 +725,7 @@ def _batched(runner: Runner, inputs: list[Array], budget: Budget) -> CaseResult:
         return _skipped(name, f"it takes no batch of {count}")
     chosen = [inputs[i % len(inputs)] for i in range(count)]
     together = runner(np.concatenate(chosen))
-    network = _side("the candidate", runner, PictureSpec(size=runner.size)).network
-    pairs = [(network(x), y[0]) for x, y in zip(chosen, together, strict=True)]
+    pairs = [(runner.single(x), y[0]) for x, y in zip(chosen, together, strict=True)]
     return _property(name, pairs, budget)
 
 
@@ -751,7 +735,7 @@ def _threaded(one: _Candidate, x: Array, expected: Array, question: Question) ->
     if machine.usable_cpus() == 1:
         return _skipped(name, "this machine has one CPU")
     with registry.open_runner(one.artifact, question.device, 1) as alone:
-        found = _side(one.party.name, alone, one.spec).network(x)
+        found = alone.single(x)
     return _property(name, [(expected, found)], one.budget)
 
 
@@ -767,7 +751,7 @@ def _rebuilt(one: _Candidate, x: Array, expected: Array, question: Question) -> 
     with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
         again = _built_again(one.artifact, source, Path(folder))
         with registry.open_runner(again, question.device, question.threads) as runner:
-            found = _side(one.party.name, runner, one.spec).network(x)
+            found = runner.single(x)
     return _property(name, [(expected, found)], one.budget)
 
 

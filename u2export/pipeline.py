@@ -56,20 +56,9 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         InputError: there is no such file, it is no picture, it is cut short, or too large.
     """
-    name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
-    try:
-        with _no_pixel_limit():
-            image = Image.open(source)
-        with image:
-            _refuse_large(image, name, max_pixels)
-            image.load()
-            return upright(image)
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"there is no picture at {name}") from error
-    except Exception as error:  # decoders of broken files raise whatever they like
-        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from error
+    with _opened(source, max_pixels) as image:
+        image.load()
+        return upright(image)
 
 
 def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -78,17 +67,26 @@ def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
     Raises:
         InputError: it cannot be read, is no picture, or is too large.
     """
+    with _opened(path, max_pixels):
+        pass  # the header was read
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture file whose header allows it; whatever goes wrong becomes one sentence."""
+    name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
     try:
         with _no_pixel_limit():
-            image = Image.open(path)
+            image = Image.open(source)
         with image:
-            _refuse_large(image, str(path), max_pixels)
+            _refuse_large(image, name, max_pixels)
+            yield image
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"there is no picture at {path}") from error
-    except Exception as error:  # as in `open_picture`
-        raise InputError(f"{path} cannot be read as a picture: {_reason(error)}") from error
+        raise InputError(f"there is no picture at {name}") from error
+    except Exception as error:  # decoders of broken files raise whatever they like
+        raise InputError(f"{name} cannot be read as a picture: {_reason(error)}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

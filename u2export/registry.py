@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -227,15 +226,23 @@ def surveyed(artifact: Artifact) -> Artifact:
         size = artifact.facts.size
         x = np.zeros((runner.fewest, 3, size, size), np.float32)
         outputs = len(runner.maps(x))
+    return with_precision(artifact).with_facts(batch=runner.batch, outputs=outputs)
+
+
+def with_precision(artifact: Artifact) -> Artifact:
+    """Give a foreign file the precision its values have, where its backend can tell; ours as is.
+
+    Raises:
+        DependencyError: its runtime is not there.
+        ArtifactError: the runtime refuses it.
+    """
     stored = load(artifact.backend).stored
-    facts = artifact.facts.model_copy(
-        update={
-            "batch": runner.batch,
-            "outputs": outputs,
-            "precision": stored(artifact.path) if stored else artifact.facts.precision,
-        }
+    known = not artifact.foreign or stored is None
+    return (
+        artifact
+        if known or stored is None
+        else artifact.with_facts(precision=stored(artifact.path))
     )
-    return dataclasses.replace(artifact, facts=facts)
 
 
 def _same_model(found: Artifact, model: str | None) -> Artifact:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from PIL import Image
 
 from u2export import pipeline, registry
@@ -71,10 +70,7 @@ class Segmenter:
     def mask(self, picture: Image.Image) -> Image.Image:
         """Find the subject of a picture that `upright` or `open_picture` gave."""
         x = pipeline.preprocess(picture, self.spec)
-        if self._runner.fewest > 1:
-            x = np.repeat(x, self._runner.fewest, axis=0)
-        saliency = self._runner(x)[0, 0]
-        return pipeline.postprocess(saliency, picture.size, self.spec)
+        return pipeline.postprocess(self._runner.single(x), picture.size, self.spec)
 
     def close(self) -> None:
         """Give the runtime's memory back; closing twice is allowed."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,9 @@ from importlib import resources
 import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined, Template
-from numpy.typing import NDArray
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from u2export.backend import Array
 from u2export.bench.report import STAGES, BenchReport, Row
 from u2export.bench.text import (
     about,
@@ -34,10 +30,9 @@ from u2export.bench.text import (
     told,
     verdict,
 )
-from u2export.parity.html import heat_map
+from u2export.parity.html import box_of, gray, heat_map, uri
 from u2export.parity.shown import Shown
 
-SIDE = 320  # pixels of a shown picture's longer side
 FLOOR = 1e-6  # where the logarithmic axis draws a mask error of zero
 _LONGEST = 28  # characters of a name in a plot, so that it fits a telephone
 _PITCH = 54  # pixels from bar to bar: a line of text and the bar below it
@@ -498,34 +493,16 @@ def _exhibit(shown: Shown, report: BenchReport) -> _Exhibit:
     """The picture, both masks and where they differ, all in the picture's proportions."""
     # A network that overflowed gives masks of no number; they are drawn as black.
     reference, found = np.nan_to_num(shown.reference), np.nan_to_num(shown.found)
-    box = _box(shown.picture)
+    box = box_of(shown.picture)
     panels = [
-        ("picture", _uri(Image.fromarray(shown.picture), box)),
-        ("reference's mask", _uri(_gray(reference), box)),
-        ("candidate's mask", _uri(_gray(found), box)),
+        ("picture", uri(Image.fromarray(shown.picture), box)),
+        ("reference's mask", uri(gray(reference), box)),
+        ("candidate's mask", uri(gray(found), box)),
     ]
     apart = "The masks are of different sizes."
     if reference.shape == found.shape:
-        panels.append(("difference", _uri(heat_map(reference, found, box), box)))
+        panels.append(("difference", uri(heat_map(reference, found, box), box)))
         gap = np.abs(reference - found)
         apart = f"They differ by {gap.max():.3g} at most and by {gap.mean():.3g} on average."
     kinds = [_kind(row, report) for row in report.rows if row.name == shown.candidate]
     return _Exhibit(shown, kinds[0] if kinds else "unjudged", tuple(panels), apart)
-
-
-def _box(picture: NDArray[np.uint8]) -> tuple[int, int]:
-    """Width and height at which a picture is shown, pixels."""
-    height, width = picture.shape[:2]
-    scale = SIDE / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _gray(mask: Array) -> Image.Image:
-    return Image.fromarray(np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
-
-
-def _uri(image: Image.Image, box: tuple[int, int]) -> str:
-    """The picture as an address that holds it."""
-    out = io.BytesIO()
-    image.resize(box, Image.Resampling.BOX).save(out, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

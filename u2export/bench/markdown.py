@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 from u2export.bench.report import BenchReport
 from u2export.bench.text import HEADS, about, cells, headline, line, number, state, told
+from u2export.parity.words import escaped
 
-# What Markdown would read as more than text; an underscore between letters it leaves alone.
-_MARKUP = re.compile(r"[\\`*\[\]<>|~$&#]|(?<!\w)_|_(?!\w)")
 _FIGURES = 6  # columns after the name that hold numbers
 
 
@@ -57,5 +55,4 @@ def _listed(facts: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line that Markdown shows as it is, also within a table."""
-    return _MARKUP.sub(lambda found: "\\" + found[0], line(text))
+    return escaped(line(text))

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from u2export.bench.report import BenchReport, Row
-from u2export.bench.stats import FEWEST, Interval, ratio, verdict
+from u2export.bench.stats import FEWEST, ratio, verdict
 from u2export.errors import InputError, ParityError
+from u2export.parity.report import Fact
 
 _WIDTH = 118
 _DIGITS = range(3, 18)  # as few as tell two numbers apart; 17 tell any two apart
@@ -57,11 +57,7 @@ class Limits:
                 raise InputError(f"{name} must be a finite number of at least 0, not {value:g}")
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Lost(_Fact):
+class Lost(Fact):
     """A row that was not chosen.
 
     Attributes:
@@ -73,7 +69,7 @@ class Lost(_Fact):
     why: tuple[str, ...]
 
 
-class Recommendation(_Fact):
+class Recommendation(Fact):
     """What to take, and why nothing else.
 
     Attributes:
@@ -264,10 +260,7 @@ def _equal(row: Row, fastest: Row) -> bool:
     """
     a, b = (one.latency.blocks if one.latency else () for one in (row, fastest))
     if len(a) == len(b) and len(a) >= FEWEST:
-        found = ratio(a, b)
-        by = fastest.batch / row.batch
-        found = Interval(found.value * by, found.low * by, found.high * by)
-        return verdict(found) == "no difference"
+        return verdict(ratio(a, b, fastest.batch / row.batch)) == "no difference"
     return _interval(row)[0] <= _interval(fastest)[1]
 
 

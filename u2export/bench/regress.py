@@ -10,7 +10,7 @@ import numpy as np
 
 from u2export.bench.report import BenchReport, Row
 from u2export.bench.stats import FEWEST, interval
-from u2export.errors import InputError
+from u2export.errors import InputError, ParityError
 
 LEAST_MS = 0.2  # a slowdown of less is none that anybody could tell
 SAME = ("processor", "usable CPUs", "GPUs")  # what makes it the same machine
@@ -73,6 +73,29 @@ def same_machine(now: Mapping[str, str], then: Mapping[str, str]) -> None:
             raise InputError(
                 f"the baseline was measured on another machine: its {fact} is {there}, here {here}"
             )
+
+
+def told(change: Change) -> str:
+    """How a row's latency changed, in one line."""
+    verdict = "slower" if change.slower else "not slower"
+    return (
+        f"{change.name}: {change.ratio:.3f} times the baseline's latency "
+        f"({change.low:.3f} to {change.high:.3f}): {verdict}"
+    )
+
+
+def demand(found: list[Change], most: float) -> None:
+    """Refuse changes that are slowdowns.
+
+    Raises:
+        ParityError: one is.
+    """
+    slow = [one for one in found if one.slower]
+    if slow:
+        told = ", ".join(
+            f"{c.name} {c.ratio:.2f} times ({c.low:.2f} to {c.high:.2f})" for c in slow
+        )
+        raise ParityError(f"slower than the baseline by more than {most:.0%}: {told}")
 
 
 def missing(now: BenchReport, then: BenchReport) -> list[str]:

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from u2export.errors import InputError
+from u2export.parity.report import Fact
 
 SCHEMA = 1
 STAGES = ("decode", "resize", "normalise", "infer", "stretch", "upsample", "encode")
 
 
-class _Fact(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Latency(_Fact):
+class Latency(Fact):
     """Time of one call, steady.
 
     Attributes:
@@ -45,7 +42,7 @@ class Latency(_Fact):
         return sum(len(block) for block in self.blocks)
 
 
-class Throughput(_Fact):
+class Throughput(Fact):
     """The most pictures a second that a small sweep found.
 
     Attributes:
@@ -56,10 +53,10 @@ class Throughput(_Fact):
 
     pictures: float
     how: str
-    tried: dict[str, float] = {}
+    tried: dict[str, float] = Field(default_factory=dict)
 
 
-class Mask(_Fact):
+class Mask(Fact):
     """How the masks compare with the reference's on the same pictures.
 
     Attributes:
@@ -81,7 +78,7 @@ class Mask(_Fact):
     worst_picture: str = ""
 
 
-class Row(_Fact):
+class Row(Fact):
     """One artifact at one batch size.
 
     Attributes:
@@ -122,7 +119,7 @@ class Row(_Fact):
     threads: int = 1
     batch: int = Field(default=1, ge=1)
     size: int = 320
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     size_mb: float = 0.0
     runtime: str = ""
     ran: str = ""
@@ -131,7 +128,7 @@ class Row(_Fact):
     first_ms: float | None = None
     latency: Latency | None = None
     throughput: Throughput | None = None
-    stages: dict[str, float] = {}
+    stages: dict[str, float] = Field(default_factory=dict)
     memory_mb: float | None = None
     baseline_mb: float | None = None
     gpu_mb: float | None = None
@@ -153,7 +150,7 @@ class Row(_Fact):
         return self.mask is not None and self.mask.passed and not self.failed
 
 
-class Ratio(_Fact):
+class Ratio(Fact):
     """A row's latency a picture by the baseline row's.
 
     Attributes:
@@ -171,7 +168,7 @@ class Ratio(_Fact):
     verdict: str
 
 
-class BenchReport(_Fact):
+class BenchReport(Fact):
     """A whole benchmark.
 
     Attributes:

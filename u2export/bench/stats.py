@@ -59,7 +59,7 @@ def latency(blocks: Blocks) -> Latency:
     return Latency(median=median, low=low, high=high, blocks=kept, **told)
 
 
-def ratio(blocks: Blocks, baseline: Blocks) -> Interval:
+def ratio(blocks: Blocks, baseline: Blocks, by: float = 1.0) -> Interval:
     """Compare two rows that were measured in turn, round by round.
 
     What slows the machine down in one round slows both, and leaves their ratio.
@@ -67,6 +67,7 @@ def ratio(blocks: Blocks, baseline: Blocks) -> Interval:
     Args:
         blocks: ms; one block a round.
         baseline: of the same rounds.
+        by: pictures of a call of the baseline, by those of a call of the row.
 
     Returns:
         The typical ratio of a round's medians; below 1 is faster than the baseline.
@@ -74,7 +75,7 @@ def ratio(blocks: Blocks, baseline: Blocks) -> Interval:
     pairs = zip(blocks, baseline, strict=True)
     ratios = [float(np.median(a) / np.median(b)) for a, b in pairs]
     found = interval(np.log(ratios), _typical)
-    return Interval(*(float(np.exp(v)) for v in (found.value, found.low, found.high)))
+    return Interval(*(by * float(np.exp(v)) for v in (found.value, found.low, found.high)))
 
 
 def verdict(found: Interval, least: float = LEAST) -> str:

@@ -224,7 +224,7 @@ def _walk(content: bytes, runner: Runner, spec: PictureSpec) -> Iterator[tuple[s
         ("decode", lambda v: pipeline.open_picture(io.BytesIO(v), max_pixels=MAX_PIXELS)),
         ("resize", lambda v: pipeline.squash(pipeline.opaque(v), spec)),
         ("normalise", lambda v: pipeline.normalise(v, spec)),
-        ("infer", lambda v: runner(np.repeat(v, runner.fewest, axis=0))[0, 0]),
+        ("infer", runner.single),
         ("stretch", lambda v: pipeline.stretch(v, spec)),
         ("upsample", lambda v: pipeline.enlarge(v, picture.size)),
         ("encode", encode),

@@ -70,6 +70,7 @@ def degenerate(*, large: bool) -> Iterator[Case]:
         yield Case("50 million pixels", "degenerate", partial(_made, _large, "PNG"))
 
 
+@functools.lru_cache(maxsize=len(SEEDS))
 def _drawing(seed: int) -> bytes:
     return _encoded(draw(seed, SIZE).picture, "PNG")
 

@@ -1,7 +1,6 @@
 """A parity report for GitHub Actions: annotations and a summary; and the verdict in words."""
 
 # `from __future__ import annotations` would bear the name of a function below.
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -10,15 +9,13 @@ import numpy as np
 from u2export.backend import Array
 from u2export.parity.report import CandidateResult, CaseResult, Report
 from u2export.parity.shown import Shown
-from u2export.parity.words import failed, fault, printable, why
+from u2export.parity.words import escaped, failed, fault, printable, why
 
 # A summary may have 1 MiB; a row has some 200 bytes, and twice that where its reasons are long.
 MOST_ROWS = 1000
 MOST_DRAWN = 4  # cases whose masks are drawn
 _COLUMNS = 36  # characters a mask is wide
 _SHADES = " ░▒▓█"
-# What Markdown would read as more than text; an underscore between letters it leaves alone.
-_MARKUP = re.compile(r"[\\`*\[\]<>|~$&]|(?<!\w)_|_(?!\w)")
 
 
 def annotations(report: Report) -> list[str]:
@@ -49,7 +46,7 @@ def summary(report: Report, shown: Sequence[Shown] = ()) -> str:
         shown: cases to be looked at, in this order; the first few are drawn.
     """
     verdict = "✅ Parity check passed" if report.passed else "❌ Parity check FAILED"
-    lines = [f"## {verdict}", "", f"Why: {_text(why(report))}.", "", *_candidates(report), ""]
+    lines = [f"## {verdict}", "", f"Why: {escaped(why(report))}.", "", *_candidates(report), ""]
     for one in shown[:MOST_DRAWN]:
         lines += [*_drawn(one), ""]
     return "\n".join([*lines, *_cases(report), ""])
@@ -57,7 +54,7 @@ def summary(report: Report, shown: Sequence[Shown] = ()) -> str:
 
 def _drawn(one: Shown) -> Iterator[str]:
     """The masks of a case side by side, and where they differ."""
-    yield f"{_text(one.candidate)} on {_text(one.case)}:\n"
+    yield f"{escaped(one.candidate)} on {escaped(one.case)}:\n"
     yield "```text"
     if one.reference.shape != one.found.shape:
         yield "the masks are of different sizes"
@@ -111,7 +108,7 @@ def _candidates(report: Report) -> Iterator[str]:
         worst = one.worst.name if one.worst else ""
         how = "not run" if one.missing else one.party.how
         cells = [one.party.name, one.party.precision, how, cases, worst]
-        name, *others = [_text(cell) for cell in cells]
+        name, *others = [escaped(cell) for cell in cells]
         yield f"| {' | '.join([name, verdict, *others, *_figures(one)])} |"
 
 
@@ -131,7 +128,7 @@ def _cases(report: Report) -> Iterator[str]:
     yield "| verdict | candidate | case | first stage that differs | why |\n|-|-|-|-|-|"
     for case, one in rows[:MOST_ROWS]:
         cells = [one.party.name, case.name, case.stage, case.skipped or "; ".join(case.reasons)]
-        yield f"| {_verdict(case)} | {' | '.join(_text(cell) for cell in cells)} |"
+        yield f"| {_verdict(case)} | {' | '.join(escaped(cell) for cell in cells)} |"
     if len(rows) > MOST_ROWS:
         yield f"\nand {len(rows) - MOST_ROWS} more"
     yield "\n</details>"
@@ -141,8 +138,3 @@ def _verdict(case: CaseResult) -> str:
     if not case.judged:
         return "skipped"
     return "passed" if case.passed else "**FAILED**"
-
-
-def _text(text: str) -> str:
-    """One line that Markdown shows as it is, also within a table."""
-    return _MARKUP.sub(lambda found: "\\" + found[0], " ".join(printable(text).split()))

@@ -183,16 +183,16 @@ def _over(one: CandidateResult, field: str) -> tuple[str, ...]:
 
 
 def _exhibit(shown: Shown, report: Report) -> _Exhibit:
-    box = _box(shown.picture)
+    box = box_of(shown.picture)
     panels = [
-        _Panel("picture", _uri(Image.fromarray(shown.picture), box)),
-        _Panel("reference's mask", _uri(_gray(shown.reference), box)),
-        _Panel("candidate's mask", _uri(_gray(shown.found), box)),
+        _Panel("picture", uri(Image.fromarray(shown.picture), box)),
+        _Panel("reference's mask", uri(gray(shown.reference), box)),
+        _Panel("candidate's mask", uri(gray(shown.found), box)),
     ]
     row = _found(shown, report)
     if shown.reference.shape != shown.found.shape:
         return _Exhibit(shown, row, tuple(panels), "the masks are of different sizes")
-    panels.append(_Panel("difference", _uri(heat_map(shown.reference, shown.found, box), box)))
+    panels.append(_Panel("difference", uri(heat_map(shown.reference, shown.found, box), box)))
     return _Exhibit(shown, row, tuple(panels), _apart(shown))
 
 
@@ -214,14 +214,15 @@ def _apart(shown: Shown) -> str:
     )
 
 
-def _box(picture: NDArray[np.uint8]) -> tuple[int, int]:
+def box_of(picture: NDArray[np.uint8]) -> tuple[int, int]:
     """Width and height at which a picture and its masks are shown: pixels, its proportions."""
     height, width = picture.shape[:2]
     scale = SIDE / max(width, height)
     return max(LEAST, round(width * scale)), max(LEAST, round(height * scale))
 
 
-def _gray(mask: Array) -> Image.Image:
+def gray(mask: Array) -> Image.Image:
+    """Draw a mask in [0,1], (S,S), as it is."""
     return Image.fromarray(np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
 
 
@@ -237,7 +238,7 @@ def heat_map(reference: Array, found: Array, box: tuple[int, int]) -> Image.Imag
         Black where they are equal; the colour goes by the square root of the difference, so that
         small ones are seen too. Where S is reduced, the largest difference nearby is what is drawn.
     """
-    level = _gray(np.sqrt(np.abs(reference - found)))
+    level = gray(np.sqrt(np.abs(reference - found)))
     grain = math.ceil(max(level.width / box[0], level.height / box[1])) | 1  # odd, as it must be
     level = level.filter(ImageFilter.MaxFilter(grain)).resize(box, Image.Resampling.NEAREST)
     steps = np.linspace(0, 255, len(_HEAT))
@@ -245,7 +246,8 @@ def heat_map(reference: Array, found: Array, box: tuple[int, int]) -> Image.Imag
     return Image.fromarray(np.rint(np.stack(channels, axis=-1)).astype(np.uint8))
 
 
-def _uri(image: Image.Image, box: tuple[int, int]) -> str:
+def uri(image: Image.Image, box: tuple[int, int]) -> str:
+    """The picture at that width and height, pixels, as an address that holds it."""
     out = io.BytesIO()
     image.resize(box, Image.Resampling.BOX, reducing_gap=2.0).save(out, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

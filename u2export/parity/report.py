@@ -10,11 +10,13 @@ from u2export.parity.metrics import Difference
 SCHEMA = 1
 
 
-class _Fact(BaseModel):
+class Fact(BaseModel):
+    """Something a report says: it does not change, and has no field that nobody knows."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Party(_Fact):
+class Party(Fact):
     """One artifact as it was judged.
 
     Attributes:
@@ -38,7 +40,7 @@ class Party(_Fact):
     how: str = "executed"
 
 
-class CaseResult(_Fact):
+class CaseResult(Fact):
     """One picture, or one property, judged.
 
     Attributes:
@@ -69,7 +71,7 @@ class CaseResult(_Fact):
         return not self.skipped
 
 
-class CandidateResult(_Fact):
+class CandidateResult(Fact):
     """One candidate, judged on every case.
 
     Attributes:
@@ -108,7 +110,7 @@ class CandidateResult(_Fact):
         return max(compared, key=_distance, default=None)
 
 
-class Report(_Fact):
+class Report(Fact):
     """A whole check.
 
     Attributes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from u2export.parity.report import CandidateResult, Report
 
+# What Markdown would read as more than text; an underscore between letters it leaves alone.
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$&#]|(?<!\w)_|_(?!\w)")
 _NAMED = 3  # candidates that the verdict's sentence names
 
 
@@ -38,6 +42,11 @@ def failed(report: Report) -> list[CandidateResult]:
 def printable(text: str) -> str:
     """The text without what UTF-8 cannot write: a file name may hold bytes that are no text."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def escaped(text: str) -> str:
+    """One line that Markdown shows as it is, also within a table."""
+    return _MARKUP.sub(lambda found: "\\" + found[0], " ".join(printable(text).split()))
 
 
 def _praise(report: Report) -> str:
