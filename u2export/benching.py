@@ -639,8 +639,8 @@ def _notes(lanes: list[_Lane], baseline: _Lane | None, plan: Plan) -> Iterator[s
     if width > WIDE and math.isfinite(width):
         need = plan.seconds * min((width / WIDE) ** 2, 20)
         yield (
-            f"the intervals are wide ({width:.1%} of a ratio): this machine is busy; "
-            f"--duration {need:.0f} would narrow them"
+            f"the widest interval reaches {width:.1%} to each side of its ratio: "
+            f"--duration {need:.0f} would narrow it"
         )
     few = [lane.name for lane in _able(lanes) if _count(lane) < MEDIAN_SAMPLES]
     if few:

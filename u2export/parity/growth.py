@@ -60,7 +60,13 @@ def page(found: Bisection, title: str) -> str:
         margin={"l": 50, "r": 10},
     )
     if found.culprit:
-        figure.add_vline(x=names.index(found.culprit), line={"color": _FAULT, "dash": "dash"})
+        place = names.index(found.culprit)
+        figure.add_vline(
+            x=place,
+            line={"color": _FAULT, "dash": "dash"},
+            annotation={"text": found.culprit, "font": {"color": _FAULT}},
+            annotation_position="top left" if place > len(names) / 2 else "top right",
+        )
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(found))
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title>"
     head += "<meta name='viewport' content='width=device-width, initial-scale=1'>"
