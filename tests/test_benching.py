@@ -125,10 +125,12 @@ def test_a_fast_wrong_answer_is_marked_never_wins_and_is_status_6(folder: Path, 
     files = {"wrong.onnx": artifacts.sha256_of(folder / "wrong.onnx")}
     told = artifact.manifest.model_copy(update={"files": files})
     (folder / "wrong.onnx.json").write_text(told.text())
-    plan = benching.Plan((folder / "wrong.onnx", folder / ONNX), pictures, seconds=1, delays=())
+    paths = (folder / "wrong.onnx", folder / ONNX)
+    plan = benching.Plan(paths, pictures, seconds=1, delays=(0.0, 0.05))
     report, _ = benching.measure(plan)
     assert not report.rows[0].mask.passed
-    assert report.winner.name == ONNX
+    assert report.rows[0].latency.high < report.rows[1].latency.low
+    assert report.winner.file == ONNX
     with pytest.raises(ParityError, match=r"the mask is wrong: wrong\.onnx"):
         benching.demand(report)
 
@@ -237,6 +239,14 @@ def test_a_plan_that_makes_no_sense_is_status_2(command, folder: Path, words, se
     done = command("bench", *words)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert sentence in done.stderr
+
+
+def test_a_row_that_nothing_is_called_is_refused_before_anything_is_loaded(
+    folder: Path, pictures, monkeypatch
+):
+    monkeypatch.setattr(benching, "_hire", lambda *given: pytest.fail("it went to work"))
+    with pytest.raises(InputError, match="no row is called 'typo'"):
+        benching.measure(benching.Plan((folder / ONNX,), pictures, baseline="typo"))
 
 
 def test_the_commands_measure_recommend_and_compare_with_before(command, folder: Path):

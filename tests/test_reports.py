@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import errno
 import io
 import re
@@ -245,6 +246,10 @@ def test_a_summary_draws_the_masks_side_by_side_and_where_they_differ():
     right = "▓" * 18
     apart = "▓" * 18
     assert lines[1] == " " * 36 + "  " + " " * 18 + right + "  " + " " * 18 + apart
+    faint = dataclasses.replace(_shown(), found=_shown().found / 3)
+    drawn = github.summary(FAILED, [faint]).split("```text\n")[1].splitlines()
+    # a difference of 0.25 is drawn by its root, 0.5, so that it is seen
+    assert drawn[1].split() == ["░" * 18, "▒" * 18]
     small = Shown("a", "b", np.zeros((3, 3, 3), np.uint8), *(np.ones((3, 3), np.float32),) * 2)
     drawn = github.summary(FAILED, [small]).split("```text\n")[1].splitlines()
     assert drawn[1].split() == ["█" * 36] * 2

@@ -53,6 +53,10 @@ def test_a_burst_in_two_of_twelve_rounds_moves_nothing():
     for place in (2, 7):
         other[place] = other[place] * 3
     assert stats.verdict(stats.ratio(other, one)) == "no difference"
+    one, other = _rounds(3, 1.05)
+    for place in (2, 7):  # on average the other is faster now, and yet it is the slower one
+        one[place] = one[place] * 3
+    assert stats.ratio(other, one).value == pytest.approx(1.05, abs=0.01)
 
 
 @pytest.mark.parametrize("freedom", [3, 5, 11, 30])
