@@ -39,6 +39,22 @@ def test_plain_resize_is_scikit_images_without_anti_aliasing(size: tuple[int, in
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
+@pytest.mark.parametrize("height", [255, 256, 1001])
+def test_of_a_tall_picture_only_the_rows_that_are_needed_are_taken(height: int, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, 40, 3), dtype=np.uint8)
+    picture, taken = Image.fromarray(pixels), []
+    monkeypatch.setattr(
+        pipeline, "_rows", lambda *given, real=pipeline._rows: taken.append(given) or real(*given)
+    )
+    ours = pipeline.squash(picture, PictureSpec(size=32))
+    theirs = skimage_resize(
+        pixels, (32, 32), order=1, mode="edge", anti_aliasing=False, preserve_range=True
+    )
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert len(taken) == (2 if height >= 256 else 0)
+    np.testing.assert_array_equal(ours, pipeline.resize_plain(pixels, 32, 32))
+
+
 @pytest.mark.parametrize(
     ("resize", "filter_"),
     [
@@ -145,6 +161,16 @@ def test_every_mode_becomes_rgb_by_the_written_rule(
     found = _opened(stored, fmt)
     assert found.mode == "RGB"
     np.testing.assert_allclose(found.getpixel((0, 0)), expected, atol=1)
+
+
+def test_an_upright_copy_leaves_the_given_picture_as_it_was():
+    image = Image.new("RGB", (3, 2), "red")
+    image.getexif()[0x0112] = 6
+    found = pipeline.upright(image)
+    assert (image.size, found.size) == ((3, 2), (2, 3))
+    plain = Image.new("RGB", (2, 2), "red")
+    pipeline.upright(plain).putpixel((0, 0), (0, 0, 255))
+    assert plain.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_orientation_from_exif_is_applied():

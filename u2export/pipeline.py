@@ -18,7 +18,7 @@ NumPy and Pillow only; every runner shares it. The rules:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +40,7 @@ _FILTERS = {
 }
 _TRANSPARENT = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _LIMIT = threading.Lock()
+_TALL = 8  # times as tall as the input: fewer than all rows are needed then
 _BAND = 256  # rows of a mask that are rounded at once
 
 
@@ -58,7 +59,8 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Im
     """
     with _opened(source, max_pixels) as image:
         image.load()
-        return upright(image)
+        ImageOps.exif_transpose(image, in_place=True)  # it is nobody else's: no copy is needed
+        return image if _plain(image) else _converted(image)
 
 
 def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -91,7 +93,14 @@ def _opened(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
 
 def upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation and convert any mode to RGB, or RGBA if it has transparency."""
-    image = ImageOps.exif_transpose(image)
+    return _converted(ImageOps.exif_transpose(image))
+
+
+def _plain(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
     if image.mode in _TRANSPARENT or "transparency" in image.info:
@@ -227,7 +236,10 @@ def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
 def squash(picture: Image.Image, spec: PictureSpec) -> Array:
     """Resize an opaque picture to (size, size, 3) float32, values 0 to 255."""
     if spec.resize is Resize.AUTHORS:
-        return resize_plain(np.asarray(picture), spec.size, spec.size)
+        if picture.height < _TALL * spec.size:
+            return resize_plain(np.asarray(picture), spec.size, spec.size)
+        shape = (picture.height, picture.width)
+        return _resized(lambda rows: _rows(picture, rows), shape, (spec.size, spec.size))
     resized = picture.resize((spec.size, spec.size), _FILTERS[spec.resize])
     return np.asarray(resized, np.float32).copy()
 
@@ -247,17 +259,33 @@ def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> Array:
         The published masks were made with scikit-image's resize as it was before it smoothed
         first; OpenCV's INTER_LINEAR computes the same.
     """
-    top, bottom, down = _neighbours(pixels.shape[0], height)
-    left, right, across = _neighbours(pixels.shape[1], width)
+    return _resized(lambda rows: pixels[rows], pixels.shape[:2], (height, width))
+
+
+def _resized(
+    rows_of: Callable[[NDArray[np.intp]], NDArray[np.uint8]],
+    old: tuple[int, ...],
+    new: tuple[int, int],
+) -> Array:
+    """Resize what gives its rows by their indices, from (height, width) to another."""
+    top, bottom, down = _neighbours(old[0], new[0])
+    left, right, across = _neighbours(old[1], new[1])
     across, down = across[None, :, None], down[:, None, None]
 
-    def row(indices: NDArray[np.intp]) -> Array:
-        a = pixels[indices[:, None], left[None]].astype(np.float32)
-        b = pixels[indices[:, None], right[None]].astype(np.float32)
+    def blended(indices: NDArray[np.intp]) -> Array:
+        rows = rows_of(indices)
+        a = rows[:, left].astype(np.float32)
+        b = rows[:, right].astype(np.float32)
         return a + (b - a) * across
 
-    above = row(top)
-    return above + (row(bottom) - above) * down
+    above = blended(top)
+    return above + (blended(bottom) - above) * down
+
+
+def _rows(picture: Image.Image, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """A few rows of a picture, without the room that all of them would take."""
+    boxes = ((0, row, picture.width, row + 1) for row in indices.tolist())
+    return np.concatenate([np.asarray(picture.crop(box)) for box in boxes])
 
 
 def _neighbours(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:

@@ -1,0 +1,230 @@
+"""From picture file to mask file: `u2export run` beside `rembg i` and `rembg p`, in turns.
+
+    python benchmarks/end_to_end.py [--weights u2netp.safetensors] [--rounds 6] [--folder 4]
+
+Both get the same weights and the same JPEGs, as a user would type it; rembg is installed into an
+environment of its own. Cold is one picture, from the start of the process to the file. Warm is a
+folder in one process, and told without the start: what the pictures after the first took. The
+masks of both are compared, so that nobody is fast because of a wrong one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rembg_compat import REMBG, difference
+from report import leave
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from u2export import build, weights
+from u2export.bench import stats
+from u2export.drawn import draw
+from u2export.spec import MODELS, ExportSpec, Precision
+
+SIZES = {"0.5 megapixels": (816, 612), "12 megapixels": (4000, 3000)}
+SEED = 4_000_000
+THEIRS = "rembg"
+OURS = (("onnx", Precision.FP32), ("openvino", Precision.FP16))
+KINDS = {"mask": ([], ["-om"]), "cut-out": (["--cutout"], [])}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one process did.
+
+    Attributes:
+        ms: from its start to its end.
+        mb: its largest resident memory.
+    """
+
+    ms: float
+    mb: float
+
+
+def taken(words: Sequence[object], home: Path) -> Turn:
+    """Run a command.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    begun = time.perf_counter()
+    with (home / "said.log").open("w") as log:
+        process = subprocess.Popen(
+            list(map(str, words)),
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env={**os.environ, "U2NET_HOME": str(home)},
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    passed = time.perf_counter() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{words}: {(home / 'said.log').read_text()[-500:]}")
+    return Turn(1e3 * passed, used.ru_maxrss * 1024 / 1e6)
+
+
+class Contest:
+    """Everybody's commands, and what they took."""
+
+    def __init__(self, home: Path, files: Sequence[Path], rembg: Path) -> None:
+        """Name the parties: rembg first, which the ratios are taken against."""
+        self._home, self._rembg = home, rembg
+        self.files = {path.name: path for path in files}
+        self._model = next(path for path in files if path.suffix == ".onnx")
+        self.parties = (THEIRS, *self.files)
+
+    def words(self, party: str, kind: str, source: Path, out: Path) -> list[object]:
+        """What a user types."""
+        ours, theirs = KINDS[kind]
+        if party != THEIRS:
+            program = Path(sys.executable).with_name("u2export")
+            return [program, "run", self.files[party], source, *ours, "--out", out]
+        options = ["-m", "u2net_custom", "-x", json.dumps({"model_path": str(self._model)})]
+        verb = "p" if source.is_dir() else "i"
+        return [self._rembg, verb, *options, *theirs, source, out]
+
+    def take(self, party: str, kind: str, source: Path, out: Path) -> Turn:
+        """Run one party's command; a folder of results is made before."""
+        if source.is_dir():
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        return taken(self.words(party, kind, source, out), self._home)
+
+
+def drawn(folder: Path, size: tuple[int, int], count: int) -> Path:
+    """Write JPEGs of a size into a folder."""
+    folder.mkdir()
+    for place in range(count):
+        picture = draw(SEED + place, size).picture
+        picture.save(folder / f"{place}.jpg", quality=92)
+    return folder
+
+
+def environment(folder: Path) -> Path:
+    """Install rembg with its command line; give the command."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin/python"
+    package = REMBG.replace("[cpu]", "[cpu,cli]")
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", package], check=True, stdout=sys.stderr
+    )
+    return folder / "bin/rembg"
+
+
+def figures(
+    one: dict[str, list[Turn]], many: dict[str, list[Turn]], more: int
+) -> dict[str, dict[str, object]]:
+    """Cold, warm and memory of each party, against rembg.
+
+    Args:
+        one: turns with a single picture.
+        many: turns with a folder.
+        more: pictures in the folder beyond the first.
+    """
+    cold = {name: [[turn.ms] for turn in turns] for name, turns in one.items()}
+    warm = {
+        name: [
+            [(whole.ms - first.ms) / more]
+            for whole, first in zip(many[name], one[name], strict=True)
+        ]
+        for name in one
+    }
+    rows: dict[str, dict[str, object]] = {}
+    for name in one:
+        row: dict[str, object] = {}
+        for label, taken_ms in (("one picture", cold), ("each further picture", warm)):
+            found = stats.ratio(taken_ms[THEIRS], taken_ms[name])
+            row[f"{label}, ms"] = round(float(np.median(taken_ms[name])))
+            row[f"{label}, times faster"] = round(found.value, 2)
+            row[f"{label}, 95 %"] = [round(found.low, 2), round(found.high, 2)]
+        row["MB, folder"] = round(float(np.median([turn.mb for turn in many[name]])))
+        rows[name] = row
+    return rows
+
+
+def main() -> None:
+    """Measure in turns, print, leave the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--folder", type=int, default=4, help="pictures in the folder, 2 or more")
+    args = parser.parse_args()
+    if args.folder < 2:
+        parser.error("a folder needs 2 pictures or more")
+    model = MODELS["u2netp" if args.weights else "u2netp-demo"]
+    source = weights.find(model, args.weights)
+    results: dict[str, object] = {"weights": model.name, "rembg": REMBG, "pictures": args.folder}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        files = [
+            build.build(backend, ExportSpec(model, 320, precision), source, home).path
+            for backend, precision in OURS
+        ]
+        contest = Contest(home, files, environment(home / "environment"))
+        total = len(SIZES) * len(KINDS) * (args.rounds + 1) * len(contest.parties)
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("in turns", total=total)
+            for label, size in SIZES.items():
+                pictures = drawn(home / label, size, args.folder)
+                for kind in KINDS:
+                    one: dict[str, list[Turn]] = {party: [] for party in contest.parties}
+                    many: dict[str, list[Turn]] = {party: [] for party in contest.parties}
+                    for turn in range(args.rounds + 1):  # the first warms the file caches
+                        shift = turn % len(contest.parties)
+                        for party in (*contest.parties[shift:], *contest.parties[:shift]):
+                            out = home / "out" / party / label / kind
+                            single = contest.take(party, kind, pictures / "0.jpg", out / "0.png")
+                            folder = contest.take(party, kind, pictures, out)
+                            if turn:
+                                one[party].append(single)
+                                many[party].append(folder)
+                            progress.advance(task)
+                    rows = figures(one, many, args.folder - 1)
+                    if kind == "mask":
+                        for party in contest.files:
+                            apart = compared(home / "out", party, label)
+                            rows[party]["mask apart from rembg's, mean"] = apart
+                    show(f"{label}, {kind}", rows)
+                    results[f"{label}, {kind}"] = rows
+    leave("end_to_end", results)
+
+
+def compared(out: Path, party: str, label: str) -> float:
+    """Mean absolute difference of a party's masks from rembg's, in [0,1]."""
+    theirs = sorted((out / THEIRS / label / "mask").glob("*.png"))
+    found = []
+    for path in theirs:
+        gray = path.with_suffix(".gray.png")
+        with Image.open(path) as picture:
+            picture.convert("L").save(gray)
+        found.append(difference(out / party / label / "mask" / path.name, gray))
+        gray.unlink()
+    return round(float(np.mean(found)), 5)
+
+
+def show(title: str, rows: dict[str, dict[str, object]]) -> None:
+    """Print one table."""
+    table = Table("", *next(reversed(rows.values())), title=title)
+    for name, row in rows.items():
+        table.add_row(name, *map(str, row.values()))
+    Console(width=180).print(table)
+
+
+if __name__ == "__main__":
+    main()
