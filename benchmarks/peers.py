@@ -2,10 +2,10 @@
 
     python benchmarks/peers.py [--weights u2netp.safetensors] [--rounds 12]
 
-Ours are measured by the workers of `u2export bench`. Each peer runs in a process of its own, rembg
-in an environment of its own that is installed for this, and answers the same orders; what it
-computes is compared with PyTorch's saliency. A peer that cannot be installed here is named with the
-reason. OpenVINO's benchmark_app brings its own loop: it is started once a round.
+Ours are measured by the workers of `u2export bench`. Each peer runs in a process of its own; rembg,
+ncnn and MNN in environments of their own that are installed for this. All answer the same orders,
+and what a peer computes is compared with PyTorch's saliency. One that cannot be installed here is
+named with the reason. OpenVINO's benchmark_app brings its own loop: it is started once a round.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from u2export.bench import stats
 from u2export.bench.crew import Worker
 from u2export.bench.worker import Assignment
 from u2export.benching import drawn_pictures
+from u2export.graph.trace import INPUT, SALIENCY
 from u2export.machine import usable_cpus
 from u2export.parity.metrics import compare
 from u2export.pipeline import open_picture, preprocess
@@ -90,6 +91,43 @@ session = new_session("u2net_custom", model_path=model).inner_session
 name = session.get_inputs()[0].name
 call = lambda x: session.run(None, {name: x})[0]
 """
+# Converted from our ONNX file by the converter that comes with each; float32 throughout.
+NCNN = """
+import subprocess
+from pathlib import Path
+import ncnn
+converter = next(Path(ncnn.__file__).parents[1].glob("pnnx/pnnx"))
+shape = "[" + ",".join(map(str, x.shape)) + "]"
+words = [converter, "network.onnx", "inputshape=" + shape, "fp16=0"]
+Path("network.onnx").write_bytes(Path(model).read_bytes())
+subprocess.run(words, check=True, stdout=sys.stderr)
+net = ncnn.Net()
+net.opt.num_threads = threads
+for half in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+    setattr(net.opt, "use_" + half, False)
+net.load_param("network.ncnn.param")
+net.load_model("network.ncnn.bin")
+def call(x):
+    with net.create_extractor() as extractor:
+        extractor.input(net.input_names()[0], ncnn.Mat(x[0]).clone())
+        return np.array(extractor.extract(net.output_names()[0])[1])
+"""
+MNN = """
+import subprocess
+from pathlib import Path
+import MNN.expr, MNN.nn
+words = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--modelFile", model]
+words += ["--MNNModel", "network.mnn", "--bizCode", "peer"]
+subprocess.run(words, check=True, stdout=sys.stderr)
+module = MNN.nn.load_module_from_file(
+    "network.mnn", [{input!r}], [{output!r}],
+    thread_num=threads, precision_mode=MNN.expr.PrecisionMode.High,
+)
+def call(x):
+    given = MNN.expr.const(x, list(x.shape), MNN.expr.NCHW)
+    found = module.onForward([MNN.expr.convert(given, MNN.expr.NC4HW4)])[0]
+    return np.array(MNN.expr.convert(found, MNN.expr.NCHW).read())
+"""
 
 
 @dataclass(frozen=True)
@@ -100,24 +138,32 @@ class Peer:
         name: in the table.
         setup: Python that defines `call`.
         file: suffix of the file of ours that it loads.
-        package: what is installed into an environment of its own; empty for this one.
+        install: what pip installs into an environment of its own; empty for this one.
     """
 
     name: str
     setup: str
     file: str
-    package: str = ""
+    install: tuple[str, ...] = ()
 
 
 PEERS = (
     Peer("onnxruntime as it comes", ORT, ".onnx"),
-    Peer("rembg's session", SESSION, ".onnx", REMBG),
+    Peer("rembg's session", SESSION, ".onnx", (REMBG,)),
     Peer("OpenVINO as it comes", OPENVINO, ".xml"),
     Peer("PyTorch eager", TORCH.replace("{compiled}", ""), ".safetensors"),
     Peer(
         "PyTorch compiled",
         TORCH.replace("{compiled}", "network = torch.compile(network)"),
         ".safetensors",
+    ),
+    # its converter's dependencies are a whole PyTorch, which converting from ONNX does not need
+    Peer("ncnn, float32", NCNN, ".onnx", ("--no-deps", "numpy", "ncnn", "pnnx")),
+    Peer(
+        "MNN, float32",
+        MNN.replace("{input!r}", repr(INPUT)).replace("{output!r}", repr(SALIENCY)),
+        ".onnx",
+        ("numpy", "MNN"),
     ),
 )
 
@@ -131,11 +177,13 @@ class Rival:
         Raises:
             RuntimeError: it ended before.
         """
-        python = _environment(peer, folder) if peer.package else Path(sys.executable)
         self.answer = folder / f"{peer.name.replace(' ', '-')}.npy"
+        home = self.answer.with_suffix("")
+        home.mkdir()
+        python = _environment(peer, home) if peer.install else Path(sys.executable)
         words = [files[peer.file], usable_cpus(), given, self.answer]
         code = SERVER.replace("{setup}", peer.setup)
-        with (folder / "peer.log").open("w") as log:
+        with (home / "said.log").open("w") as log:
             self._process = subprocess.Popen(
                 [python, "-c", code, *map(str, words)],
                 stdin=subprocess.PIPE,
@@ -143,11 +191,11 @@ class Rival:
                 stderr=log,
                 text=True,
                 env={**os.environ, "U2NET_HOME": str(folder)},
-                cwd=folder,
+                cwd=home,
             )
         assert self._process.stdout
         if self._process.stdout.readline() != "ready\n":
-            words = (folder / "peer.log").read_text().strip().splitlines()
+            words = (home / "said.log").read_text().strip().splitlines()
             raise RuntimeError(words[-1][:200] if words else "it said nothing")
 
     def block(self) -> list[float]:
@@ -172,7 +220,7 @@ def _environment(peer: Peer, folder: Path) -> Path:
     venv.create(where, with_pip=True)
     python = where / "bin/python"
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", peer.package], capture_output=True, text=True
+        [python, "-m", "pip", "install", "--quiet", *peer.install], capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1][:200])
