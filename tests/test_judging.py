@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino as ov
 import parity_mutations as mutations
 import pytest
 from conftest import SMALL
@@ -380,8 +381,11 @@ def test_a_broken_file_fails_and_its_replay_gives_the_same_verdict(command, brok
     assert "nothing is different here" in again.stdout
 
 
-def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path):
-    found = registry.open_artifact(broken, "u2netp-demo")
+@pytest.mark.parametrize("name", ["broken.onnx", "broken.xml"])
+def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path, name: str):
+    if name.endswith(".xml"):  # its weights lie in a file beside it, which must come along
+        ov.save_model(ov.convert_model(broken), tmp_path / name)
+    found = registry.open_artifact(tmp_path / name, "u2netp-demo")
     content = next(iter(drawn(1))).read()
     with registry.open_runner(found) as runner:
         way = follow(content, mutations.side_of(runner, SPEC, "x"))
@@ -389,7 +393,7 @@ def test_a_replay_says_what_is_different_here(broken: Path, tmp_path: Path):
     notes = replay.Notes(
         created="then", command="c", machine={}, versions={"onnxruntime": "0.1"},
         party=PARTY, budget=FP32, case=CaseResult(name="a", kind="drawn", passed=False),
-        artifact="broken.onnx", model="u2netp-demo", resample=None,
+        artifact=name, model="u2netp-demo", resample=None,
     )  # fmt: skip
     replay.write(tmp_path / "r.zip", notes, found, content, way, there)
     told = judging.replayed(tmp_path / "r.zip")

@@ -229,6 +229,12 @@ def surveyed(artifact: Artifact) -> Artifact:
     return with_precision(artifact).with_facts(batch=runner.batch, outputs=outputs)
 
 
+def model_files(artifact: Artifact) -> list[Path]:
+    """The model file and what belongs to it, such as a file of its weights; no manifest."""
+    found = [artifact.path.with_suffix(suffix) for suffix in load(artifact.backend).companions]
+    return [artifact.path, *(path for path in found if path.is_file())]
+
+
 def with_precision(artifact: Artifact) -> Artifact:
     """Give a foreign file the precision its values have, where its backend can tell; ours as is.
 

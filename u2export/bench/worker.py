@@ -115,10 +115,7 @@ class Worker:
     def account(self) -> dict[str, Any]:
         """Say what runs, and what the artifact is; asking may open it once more."""
         facts, told = self._artifact.facts, self._runner.executed()
-        path = self._artifact.path
-        backend = registry.load(self._artifact.backend)
-        companions = [path.with_suffix(suffix) for suffix in backend.companions]
-        paths = [path, *(one for one in companions if one.is_file())]
+        paths = registry.model_files(self._artifact)
         files = {one.name: artifacts.sha256_of(one) for one in paths}
         return {
             "backend": self._artifact.backend,

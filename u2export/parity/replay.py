@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from u2export import registry
 from u2export.artifact import Artifact, manifest_path
 from u2export.backend import Array
 from u2export.errors import ArtifactError, InputError
@@ -58,9 +59,8 @@ def write(
     arrays |= {f"found_{name}": getattr(found, name) for name in _STAGES}
     packed = io.BytesIO()
     np.savez_compressed(packed, **arrays)
-    names = [*(artifact.files or [artifact.path.name])]
-    files = [artifact.path.with_name(name) for name in names]
-    files += [one for one in [manifest_path(artifact.path)] if one.is_file()]
+    manifests = [manifest_path(artifact.path)]
+    files = [*registry.model_files(artifact), *(one for one in manifests if one.is_file())]
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
