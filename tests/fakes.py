@@ -51,12 +51,14 @@ class FakeCuda:
         self.streams: set[int] = set()
         self.graphs: dict[int, list[Callable[[], int]]] = {}
         self.launches = 0
+        self.clock = 0.0  # ms that the acted GPU has worked
+        self.events: dict[int, float] = {}
         self.fail: set[str] = set()
         self._next = 1000
 
     @property
     def held(self) -> int:
-        return len(self.memory) + len(self.streams) + len(self.graphs)
+        return len(self.memory) + len(self.streams) + len(self.graphs) + len(self.events)
 
     def _number(self) -> int:
         self._next += 1
@@ -108,12 +110,32 @@ class FakeCuda:
             if not (self.live(kinds[0], to, n) and self.live(kinds[1], source, n)):
                 return INVALID_VALUE
             ctypes.memmove(to, source, n)
+            self.clock += 10
             return 0
 
         return (self.submit(stream, step),)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
         return (CAPTURE_FAULT if stream in self.capturing else 0,)
+
+    def cudaEventCreate(self) -> tuple[int, int]:
+        event = self._number()
+        self.events[event] = -1.0
+        return 0, event
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.events[event] = self.clock
+        return (0,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[int]:
+        return (0 if self.events[event] >= 0 else INVALID_VALUE,)
+
+    def cudaEventElapsedTime(self, begin: int, end: int) -> tuple[int, float]:
+        return 0, self.events[end] - self.events[begin]
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:
+        del self.events[event]
+        return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
         self.capturing[stream] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,6 +129,17 @@ def test_pytorch_on_cuda_computes_there_in_what_is_asked(reference, picture, pre
     ):
         assert there.executed().share_of_macs() == {f"{precision or 'fp32'} on cuda": 1.0}
         assert np.abs(there(picture) - here(picture)).mean() < (0.02 if precision else 1e-5)
+
+
+@pytest.mark.gpu
+def test_pytorch_on_cuda_is_timed_by_its_events(reference, picture):
+    with registry.open_runner(reference, Device.CUDA) as runner:
+        found = runner.on_device(picture, 20)
+        begun = time.perf_counter()
+        runner(picture)
+        whole = 1e3 * (time.perf_counter() - begun)
+    assert len(found) == 20
+    assert 0 < float(np.median(found)) < whole
 
 
 @pytest.mark.gpu

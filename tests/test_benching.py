@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from u2export import benching, choosing, machine, registry
 from u2export.bench.crew import Worker, WorkerError
+from u2export.bench.meters import POWERCAP
 from u2export.bench.recommend import Limits
 from u2export.bench.report import STAGES, read
 from u2export.bench.worker import Assignment
@@ -53,7 +55,19 @@ def _assigned(path: Path, folder: Path) -> Assignment:
     return Assignment(artifact=path, inputs=folder / "x.npy", backend="onnx")
 
 
-def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, pictures):
+class Meter:
+    """An energy meter that counts 12 joules between any two questions."""
+
+    known = True
+
+    def spent(self) -> float:
+        return 12.0
+
+
+def test_two_runtimes_are_measured_in_turns_with_everything_told(
+    folder: Path, pictures, monkeypatch
+):
+    monkeypatch.setattr(benching, "Energy", lambda gpu: Meter())
     report, shown = benching.measure(
         benching.Plan((folder / ONNX, folder / XML), pictures, seconds=4)
     )
@@ -65,6 +79,8 @@ def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, p
         assert set(row.stages) == set(STAGES)
         assert all(ms > 0 for ms in row.stages.values())
         assert row.memory_mb > 10
+        assert row.joules in [pytest.approx(12 / calls) for calls in range(2, 1000)]
+        assert row.gpu_ms is None
         assert row.mask.passed
         assert 0 < row.mask.worst_iou <= row.mask.iou < 1  # those of 64 pixels, not of 320
         assert row.throughput.pictures > 0
@@ -83,6 +99,7 @@ def test_two_runtimes_are_measured_in_turns_with_everything_told(folder: Path, p
 def test_a_smaller_input_must_keep_the_masks_of_the_models_own(folder: Path, pictures, monkeypatch):
     monkeypatch.setattr(benching, "LEAST_IOU", 0.975)
     report, _ = benching.measure(benching.Plan((folder / ONNX,), pictures, seconds=1))
+    assert report.rows[0].joules is None or POWERCAP.is_dir()
     assert not report.rows[0].mask.passed
     assert report.rows[0].mask.reasons[0].endswith("at least 0.975, against 320 pixels")
     assert report.winner is None
@@ -247,6 +264,22 @@ def test_a_row_that_nothing_is_called_is_refused_before_anything_is_loaded(
     monkeypatch.setattr(benching, "_hire", lambda *given: pytest.fail("it went to work"))
     with pytest.raises(InputError, match="no row is called 'typo'"):
         benching.measure(benching.Plan((folder / ONNX,), pictures, baseline="typo"))
+
+
+@pytest.mark.parametrize("option", ["--json", "--html", "--csv", "--markdown"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    command, folder: Path, option: str
+):
+    begun = time.perf_counter()
+    done = command("bench", ONNX, option, f"{XML}/report", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"u2export: error: {XML}/report cannot be written: {folder / XML} is no folder"
+    )
+    assert time.perf_counter() - begun < 5
+    done = command("parity", XML, ONNX, "--html", ".", cwd=folder)
+    assert done.returncode == 2
+    assert "it is a folder" in done.stderr
 
 
 def test_the_commands_measure_recommend_and_compare_with_before(command, folder: Path):

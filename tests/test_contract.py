@@ -105,6 +105,16 @@ def test_the_input_is_left_alone_and_may_be_read_only(runner: Runner, picture):
     np.testing.assert_array_equal(x, picture)
 
 
+def test_a_gpu_times_itself_and_a_cpu_does_not(backend: Backend, runner: Runner, picture):
+    found = runner.on_device(picture, 3)
+    if runner.executed().device is Device.CPU:
+        assert found == []
+    if backend.name == "tensorrt":
+        assert len(found) == 3
+    with pytest.raises(InputError, match="the input must be"):
+        runner.on_device(picture[:, :2], 3)
+
+
 def test_the_same_input_gives_the_same_bytes(runner: Runner, picture):
     np.testing.assert_array_equal(runner(picture), runner(picture))
 

@@ -39,6 +39,7 @@ class Doubling:
             for address, factor in zip(targets, (2, -1), strict=True):
                 y = np.ctypeslib.as_array((ctypes.c_float * count).from_address(address))
                 y[...] = factor * x
+            self._cuda.clock += 3
             return 0
 
         self._cuda.submit(stream, step)
@@ -115,5 +116,26 @@ def test_closing_gives_everything_back(cuda: FakeCuda):
     for count in (1, 1, 3, 3, 3):
         call(_rows(count))
     assert cuda.held > 0
+    call.close()
+    assert cuda.held == 0
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_events_time_the_work_alone_and_nothing_is_left_behind(cuda: FakeCuda, graphs: bool):
+    call = _call(cuda, graphs=graphs)
+    call(_rows(2))
+    launched = cuda.launches
+    assert call.timed(_rows(3), 4) == [3, 3, 3, 3]  # a copy of the acted GPU takes 10 ms
+    assert cuda.launches - launched == (4 if graphs else 0)
+    np.testing.assert_array_equal(call(_rows(3, 7))[0], 2 * _rows(3, 7))
+    call.close()
+    assert cuda.held == 0
+
+
+def test_a_gpu_that_fails_while_it_is_timed_leaves_no_event(cuda: FakeCuda, monkeypatch):
+    call = _call(cuda)
+    monkeypatch.setattr(cuda, "cudaEventElapsedTime", lambda begin, end: (700, 0.0))
+    with pytest.raises(ExportError, match="cudaEventElapsedTime"):
+        call.timed(_rows(1), 2)
     call.close()
     assert cuda.held == 0

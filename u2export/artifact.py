@@ -350,6 +350,26 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def check_places(*paths: Path | None) -> None:
+    """Make sure that files can be written there later; quick, before work that takes long.
+
+    Raises:
+        InputError: a place is a folder, lies in no folder, or may not be written.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        place = path.resolve()
+        if place.is_dir():
+            raise InputError(f"{path} cannot be written: it is a folder")
+        folder = next(parent for parent in place.parents if parent.exists())
+        if not folder.is_dir():
+            raise InputError(f"{path} cannot be written: {folder} is no folder")
+        target = place if place.exists() else folder
+        if not os.access(target, os.W_OK):
+            raise InputError(f"{path} cannot be written: {target} may not be changed")
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a text file, whole or not at all; its folder is made if absent.
 

@@ -20,6 +20,7 @@ from u2export.artifact import Artifact, write_text
 from u2export.backend import Array
 from u2export.bench import stats
 from u2export.bench.crew import Worker, WorkerError
+from u2export.bench.meters import Energy, Gpu
 from u2export.bench.report import BenchReport, Latency, Mask, Ratio, Row, Throughput
 from u2export.bench.text import table
 from u2export.bench.worker import Assignment
@@ -45,6 +46,7 @@ WIDE = 0.03  # and above which longer measuring is asked for
 DRAWN = range(3_000_000, 3_000_004)  # seeds of the pictures where the user gives none
 DRAWN_SIZE = (1280, 960)
 STAGE_ROUNDS = 2
+DEVICE_SAMPLES = 100  # by a GPU's events
 SWEEP_SECONDS = 1.5  # at most, for each number of streams or batch size
 MOST_PICTURES = 24  # that are kept in a worker's memory
 # What masks of another input size must keep of those of the reference's own; a whole export of a
@@ -126,11 +128,13 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
         pictures = plan.pictures[:MOST_PICTURES] or drawn_pictures(Path(folder))
         lanes = [_lane(path, batch, plan) for path in plan.artifacts for batch in _batches(plan)]
         _baseline(lanes, plan)  # a name that no row has is refused now, not at the end
+        gpu = Gpu.found()
+        energy = Energy(gpu)
         for lane in lanes:
-            _hire(lane, plan, pictures, Path(folder), stack, phase)
+            _hire(lane, plan, pictures, Path(folder), stack, gpu, phase)
         calibration = _rounds(lanes, plan, phase)
         for lane in _able(lanes):
-            _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), phase)
+            _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), energy, phase)
         stack.close()  # the workers: the reference has the machine for itself
         masks, shown, reference = _masks(lanes, plan, pictures, Path(folder), phase)
     baseline = _baseline(lanes, plan)
@@ -308,6 +312,7 @@ def _hire(
     pictures: tuple[Path, ...],
     folder: Path,
     stack: ExitStack,
+    gpu: Gpu | None,
     phase: Phase,
 ) -> None:
     """Start a lane's worker and let it load."""
@@ -338,8 +343,11 @@ def _hire(
         delay=plan.delays[place] if plan.delays else 0.0,
     )
     lane.worker = stack.enter_context(Worker(wanted))
+    before = gpu.used_mb() if gpu and asked.device is Device.CUDA else None
     with _surviving(lane):
         lane.told = lane.worker.open()
+    if gpu and before is not None:
+        lane.told["gpu_mb"] = gpu.used_mb() - before
 
 
 @contextmanager
@@ -417,7 +425,7 @@ def _calibrate() -> list[float]:
     return samples
 
 
-def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
+def _finish(lane: _Lane, folder: Path, sweep: float, energy: Energy, phase: Phase) -> None:
     """What is measured once, after the turns: memory first, since the rest needs more of it."""
     assert lane.worker
     phase(f"stages, memory and throughput of {lane.name}")
@@ -425,6 +433,12 @@ def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
     with _surviving(lane):
         lane.told |= {"memory": lane.worker.ask("memory")}
         lane.told |= {"stages": lane.worker.ask("stages", rounds=STAGE_ROUNDS)}
+        lane.told |= lane.worker.ask("on_device", count=DEVICE_SAMPLES)
+        if energy.known:
+            energy.spent()
+            pictures = lane.worker.ask("work", seconds=sweep)["pictures"]
+            joules = energy.spent()
+            lane.told["joules"] = joules / pictures if joules is not None else None
         lane.worker.ask("answers", path=str(path))
         lane.told |= lane.worker.ask("account")
     if not lane.failed:
@@ -598,7 +612,7 @@ def _ratios(lanes: list[_Lane], baseline: _Lane | None) -> Iterator[Ratio]:
 def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
     told, memory = lane.told, lane.told.get("memory", {})
     facts = lane.artifact.facts if lane.artifact else None
-    swept = told.get("throughput") or {}
+    swept, events = told.get("throughput") or {}, told.get("on_device") or []
     best = max(swept, key=lambda how: float(swept[how]), default="")
     latency: Latency | None = None
     if lane.blocks and not lane.failed:
@@ -624,7 +638,11 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
         stages=told.get("stages", {}),
         memory_mb=memory["peak"] - memory["baseline"] if memory else None,
         baseline_mb=memory.get("baseline"),
+        gpu_mb=told.get("gpu_mb"),
+        gpu_ms=float(np.median(events)) if events else None,
+        gpu_samples=tuple(events),
         cpu_ms=float(np.median(lane.cpu)) if lane.cpu else None,
+        joules=told.get("joules"),
         mask=mask if isinstance(mask, Mask) else None,
         unjudged=mask if isinstance(mask, str) and not lane.failed else "",
         failed=lane.failed,

@@ -356,6 +356,7 @@ def parity(
     """Judge whether model files are the same function as a reference, from file to mask."""
     from u2export import judging
     from u2export import run as running
+    from u2export.artifact import check_places
 
     if cases not in ("quick", "all"):
         raise InputError(f"cases must be quick or all, got {cases!r}")
@@ -375,6 +376,7 @@ def parity(
         command=shlex.join(["u2export", *sys.argv[1:]]),
         budget_file=budget,
     )
+    check_places(json_file, junit, html)
     report, kept = judging.examine(question, tracked)
     print(judging.text(report))
     judging.write(report, kept, json_file=json_file, junit_file=junit, html_file=html)
@@ -406,8 +408,10 @@ def bisect(
 ) -> None:
     """Name the first PyTorch module at which a model file leaves its reference; status 6 if any."""
     from u2export import judging
+    from u2export.artifact import check_places
     from u2export.parity.bisect import table
 
+    check_places(html)
     with phases() as phase:
         phase("comparing module by module")
         found = judging.bisected(
@@ -464,6 +468,7 @@ def bench(
     """Measure model files in turns, with their masks judged; status 6 if one is wrong or fails."""
     from u2export import benching, machine
     from u2export import run as running
+    from u2export.artifact import check_places
     from u2export.bench import regress
     from u2export.bench import report as reports
 
@@ -484,6 +489,7 @@ def bench(
         baseline=against,
         command=shlex.join(["u2export", *sys.argv[1:]]),
     )
+    check_places(json_file, html, csv, markdown)
     with phases() as phase:
         report, shown = benching.measure(plan, phase)
     print(benching.text(report))
@@ -562,6 +568,7 @@ def auto(
     """Export every format, judge, measure, and leave the best here; prints its path."""
     from u2export import benching, choosing
     from u2export import run as running
+    from u2export.artifact import check_places
     from u2export.bench.recommend import Limits
 
     wish = choosing.Wish(
@@ -582,6 +589,7 @@ def auto(
         seconds=duration,
         command=shlex.join(["u2export", *sys.argv[1:]]),
     )
+    check_places(json_file, html)
     with phases() as phase:
         choice = choosing.choose(wish, phase)
     say(choosing.text(choice, wish))

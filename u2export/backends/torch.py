@@ -6,6 +6,7 @@ import importlib.metadata
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ class TorchRunner(Runner):
             reason = str(error).splitlines()[0]
             raise ExportError(f"torch {torch.__version__} failed: {reason}") from error
         return y
+
+    def _on_device(self, x: Array, count: int) -> list[float]:
+        if self._asked.device is not Device.CUDA:
+            return []
+        samples = []
+
+        def timed(batch: torch.Tensor) -> torch.Tensor:
+            event = partial(torch.cuda.Event, enable_timing=True)
+            begin, end = event(), event()
+            result: torch.Tensor = self._call(batch)
+            for _ in range(count):
+                begin.record()
+                result = self._call(batch)
+                end.record()
+                end.synchronize()
+                samples.append(float(begin.elapsed_time(end)))
+            return result
+
+        self._compute(timed, x)
+        return samples
 
     def _executed(self) -> Executed:
         """Run once and note every operation PyTorch dispatches, with its types.

@@ -459,6 +459,7 @@ def _speed(row: Row, report: BenchReport) -> dict[str, str]:
         "Import, ms": number(row.import_ms),
         "Load, ms": number(row.load_ms),
         "First call, ms": number(row.first_ms),
+        "On the GPU, without copies, ms": number(row.gpu_ms),
         "CPU time a picture, ms": number(row.cpu_ms),
         "Joules a picture": number(row.joules),
     }

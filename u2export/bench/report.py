@@ -102,9 +102,11 @@ class Row(Fact):
         stages: median time of each stage of a picture's way, by the names in `STAGES`.
         memory_mb: the worker's largest resident memory above what Python alone needed.
         baseline_mb: what Python with u2export alone needed.
-        gpu_mb: of a GPU's memory; None on a CPU.
+        gpu_mb: of a GPU's memory; None on a CPU, and where nobody tells.
+        gpu_ms: median time of a call on the GPU by its own events, without copies; None on a CPU.
+        gpu_samples: raw, of that.
         cpu_ms: processor time a picture, all threads together.
-        joules: a picture, where the machine tells.
+        joules: a picture, of the whole machine, where it tells.
         mask: None where it was not compared.
         unjudged: why it was not compared, as a phrase.
         failed: why there is no measurement, as a phrase; empty where there is one.
@@ -132,6 +134,8 @@ class Row(Fact):
     memory_mb: float | None = None
     baseline_mb: float | None = None
     gpu_mb: float | None = None
+    gpu_ms: float | None = None
+    gpu_samples: tuple[float, ...] = ()
     cpu_ms: float | None = None
     joules: float | None = None
     mask: Mask | None = None

@@ -81,6 +81,7 @@ def _resources(row: Row) -> dict[str, Cell]:
     return {
         "pictures_per_second": best.pictures if best else None,
         "pictures_per_second_with": _plain(best.how) if best else None,
+        "gpu_ms_per_call_without_copies": row.gpu_ms,
         "cpu_ms_per_picture": row.cpu_ms,
         "joules_per_picture": row.joules,
         "memory_mb": row.memory_mb,

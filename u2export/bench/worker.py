@@ -145,6 +145,18 @@ class Worker:
         cpu = 1e3 * (time.process_time() - used) / (len(samples) * self._batch)
         return {"samples": samples, "cpu_ms": cpu}
 
+    def work(self, seconds: float) -> dict[str, Any]:
+        """Do nothing but call for a while, for a meter outside; tell how many pictures it was."""
+        x, calls, begun = self._batch_of(0), 0, time.perf_counter()
+        while time.perf_counter() - begun < seconds or not calls:
+            self._call(x)
+            calls += 1
+        return {"pictures": calls * self._batch}
+
+    def on_device(self, count: int) -> dict[str, Any]:
+        """Samples of the network alone on a GPU, ms a call; none on a CPU."""
+        return {"on_device": self._runner.on_device(self._batch_of(0), count)}
+
     def _call(self, x: Array) -> Array:
         if self._wanted.delay:
             time.sleep(self._wanted.delay)

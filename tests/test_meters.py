@@ -1,0 +1,110 @@
+"""Energy counters as the kernel writes them, and a GPU's management library, both acted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from u2export.bench import meters
+
+
+@pytest.fixture
+def powercap(tmp_path: Path) -> Path:
+    """Two processors, a part of the first, and the board: joules are told in millionths."""
+    for name, told in (
+        ("intel-rapl:0", "package-0"),
+        ("intel-rapl:0:0", "core"),
+        ("intel-rapl:1", "package-1"),
+        ("intel-rapl:2", "psys"),
+    ):
+        zone = tmp_path / name
+        zone.mkdir()
+        (zone / "name").write_text(f"{told}\n")
+        (zone / "energy_uj").write_text("5000000\n")
+        (zone / "max_energy_range_uj").write_text("9000000\n")
+    return tmp_path
+
+
+def _set(powercap: Path, name: str, joules: float) -> None:
+    (powercap / name / "energy_uj").write_text(f"{joules * 1e6:.0f}\n")
+
+
+def test_energy_is_that_of_all_processors_and_not_of_their_parts(powercap: Path):
+    energy = meters.Energy(powercap=powercap)
+    for name, joules in (("intel-rapl:0", 6), ("intel-rapl:1", 7.5)):
+        _set(powercap, name, joules)
+    _set(powercap, "intel-rapl:0:0", 8)
+    _set(powercap, "intel-rapl:2", 8)
+    assert energy.known
+    assert energy.spent() == pytest.approx(1 + 2.5)
+    assert energy.spent() == 0
+
+
+def test_a_counter_that_starts_anew_is_followed(powercap: Path):
+    energy = meters.Energy(powercap=powercap)
+    _set(powercap, "intel-rapl:1", 1)  # from 5 to its end at 9, and 1 more
+    assert energy.spent() == pytest.approx(5)
+
+
+def test_where_nothing_may_be_read_nothing_is_told(powercap: Path, tmp_path: Path):
+    assert not meters.Energy(powercap=tmp_path / "none").known
+    for zone in powercap.iterdir():
+        (zone / "energy_uj").unlink()
+    energy = meters.Energy(powercap=powercap)
+    assert not energy.known
+    assert energy.spent() is None
+
+
+class FailedError(Exception):
+    """What the library raises."""
+
+
+def _library(joules: list[float]) -> SimpleNamespace:
+    """`pynvml` with one GPU that has used 700 MB; it counts no energy where none is given."""
+    millijoules = [1000 * value for value in joules]
+
+    def energy(handle: int) -> float:
+        if not millijoules:
+            raise FailedError
+        return millijoules.pop(0)
+
+    return SimpleNamespace(
+        NVMLError=FailedError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=700_000_000),
+        nvmlDeviceGetTotalEnergyConsumption=energy,
+    )
+
+
+def test_a_gpus_energy_is_added_and_its_memory_told(powercap: Path):
+    gpu = meters.Gpu(_library([100, 130]))
+    energy = meters.Energy(gpu, powercap)
+    _set(powercap, "intel-rapl:0", 7)
+    assert energy.spent() == pytest.approx(30 + 2)
+    assert gpu.used_mb() == 700
+
+
+def test_a_gpu_that_counts_no_energy_leaves_the_processors(powercap: Path):
+    energy = meters.Energy(meters.Gpu(_library([])), powercap)
+    _set(powercap, "intel-rapl:0", 7)
+    assert energy.spent() == pytest.approx(2)
+
+
+def test_without_a_library_or_a_gpu_there_is_none(monkeypatch):
+    def absent(name: str):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(meters.importlib, "import_module", absent)
+    assert meters.Gpu.found() is None
+    library = _library([])
+    monkeypatch.setattr(meters.importlib, "import_module", lambda name: library)
+    assert meters.Gpu.found().used_mb() == 700
+
+    def failing() -> None:
+        raise FailedError
+
+    library.nvmlInit = failing
+    assert meters.Gpu.found() is None

@@ -1,0 +1,113 @@
+"""Energy and a GPU's memory, where the machine lets this process read them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+POWERCAP = Path("/sys/class/powercap")
+_MICRO, _MILLI, _MB = 1e-6, 1e-3, 10**6
+
+
+class Energy:
+    """Joules that processors and GPUs have used.
+
+    Of the whole machine: what else runs meanwhile is counted too.
+
+    Source:
+        Linux, Documentation/power/powercap: `energy_uj` and `max_energy_range_uj` of each zone;
+        NVML: nvmlDeviceGetTotalEnergyConsumption, in mJ since the driver was loaded.
+    """
+
+    def __init__(self, gpu: Gpu | None = None, powercap: Path = POWERCAP) -> None:
+        """Find what can be read.
+
+        Args:
+            gpu: counted too, where there is one.
+            powercap: where the kernel tells.
+        """
+        self._gpu = gpu
+        # `intel-rapl:0` is a whole processor, of Intel's and AMD's; `intel-rapl:0:0` a part of it
+        zones = sorted(powercap.glob("intel-rapl:*")) if powercap.is_dir() else []
+        self._zones = [zone for zone in zones if zone.name.count(":") == 1 and _package(zone)]
+        self._last = self._read()
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to be read."""
+        return bool(self._last)
+
+    def _read(self) -> dict[str, float]:
+        """Joules by counter."""
+        found = {}
+        for zone in self._zones:
+            value = _number(zone / "energy_uj")
+            if value is not None:
+                found[str(zone)] = value * _MICRO
+        joules = self._gpu.joules() if self._gpu else None
+        if joules is not None:
+            found["gpu"] = joules
+        return found
+
+    def spent(self) -> float | None:
+        """Joules since the last time of asking; None where nothing can be read."""
+        now, before = self._read(), self._last
+        self._last = now
+        if not now or now.keys() != before.keys():
+            return None
+        total = 0.0
+        for counter, joules in now.items():
+            passed = joules - before[counter]
+            if passed < 0:  # it starts anew at its largest value
+                passed += (_number(Path(counter) / "max_energy_range_uj") or 0.0) * _MICRO
+            total += passed
+        return total
+
+
+class Gpu:
+    """An NVIDIA GPU, as its management library sees it."""
+
+    def __init__(self, library: Any, index: int = 0) -> None:
+        """Take a library that was started."""
+        self._library = library
+        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+
+    @classmethod
+    def found(cls) -> Gpu | None:
+        """The first GPU; None without one, or without `nvidia-ml-py`."""
+        try:
+            library = importlib.import_module("pynvml")
+        except ModuleNotFoundError:
+            return None
+        try:
+            library.nvmlInit()
+            return cls(library)
+        except library.NVMLError:
+            return None
+
+    def used_mb(self) -> float:
+        """Memory in use, of everybody's."""
+        return float(self._library.nvmlDeviceGetMemoryInfo(self._handle).used) / _MB
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded; None for a GPU that does not count them."""
+        try:
+            return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) * _MILLI
+        except self._library.NVMLError:
+            return None
+
+
+def _package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return False
+
+
+def _number(path: Path) -> float | None:
+    """A number in a file; None where it may not be read, as is usual for energy."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return None
