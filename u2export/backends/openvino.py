@@ -232,7 +232,7 @@ def _compile(artifact: Artifact, asked: RunSpec) -> ov.CompiledModel:
     folder = _cache(artifact)
     if folder:
         _drop_unproved(folder)
-        settings |= {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SPEED"}
+        settings["CACHE_DIR"] = str(folder)
     try:
         # from the file: a compiled model that is in the cache then needs no reading of it
         compiled = ov.Core().compile_model(artifact.path, DEVICES[asked.device], settings)
