@@ -61,21 +61,23 @@ def taken(words: Sequence[object], home: Path) -> Turn:
     Raises:
         RuntimeError: it failed.
     """
+    memory = home / "memory.txt"
+    # a process of its own asks: what this one holds would count as the child's
+    words = ["/usr/bin/time", "-f", "%M", "-o", memory, *words]
     begun = time.perf_counter()
     with (home / "said.log").open("w") as log:
-        process = subprocess.Popen(
+        done = subprocess.run(
             list(map(str, words)),
             stdout=log,
             stderr=log,
             cwd=home,
             env={**os.environ, "U2NET_HOME": str(home)},
+            check=False,
         )
-        _, status, used = os.wait4(process.pid, 0)
     passed = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if done.returncode:
         raise RuntimeError(f"{words}: {(home / 'said.log').read_text()[-500:]}")
-    return Turn(1e3 * passed, used.ru_maxrss * 1024 / 1e6)
+    return Turn(1e3 * passed, int(memory.read_text().split()[-1]) * 1024 / 1e6)
 
 
 class Contest:
@@ -99,12 +101,18 @@ class Contest:
         return [self._rembg, verb, *options, *theirs, source, out]
 
     def take(self, party: str, kind: str, source: Path, out: Path) -> Turn:
-        """Run one party's command; a folder of results is made before."""
-        if source.is_dir():
-            out.mkdir(parents=True, exist_ok=True)
-        else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        return taken(self.words(party, kind, source, out), self._home)
+        """Run one party's command into a new folder, and count what it wrote there.
+
+        Raises:
+            RuntimeError: not every picture has its result; rembg does not say so itself.
+        """
+        out.mkdir(parents=True)  # rembg leaves out what is there already
+        count = len(list(source.iterdir())) if source.is_dir() else 1
+        target = out if source.is_dir() else out / f"{source.stem}.png"
+        turn = taken(self.words(party, kind, source, target), self._home)
+        if (written := len(list(out.glob("*.png")))) != count:
+            raise RuntimeError(f"{party} wrote {written} of {count} results")
+        return turn
 
 
 def drawn(folder: Path, size: tuple[int, int], count: int) -> Path:
@@ -188,9 +196,9 @@ def main() -> None:
                     for turn in range(args.rounds + 1):  # the first warms the file caches
                         shift = turn % len(contest.parties)
                         for party in (*contest.parties[shift:], *contest.parties[:shift]):
-                            out = home / "out" / party / label / kind
-                            single = contest.take(party, kind, pictures / "0.jpg", out / "0.png")
-                            folder = contest.take(party, kind, pictures, out)
+                            out = home / "out" / party / label / kind / str(turn)
+                            single = contest.take(party, kind, pictures / "0.jpg", out / "one")
+                            folder = contest.take(party, kind, pictures, out / "many")
                             if turn:
                                 one[party].append(single)
                                 many[party].append(folder)
@@ -198,23 +206,24 @@ def main() -> None:
                     rows = figures(one, many, args.folder - 1)
                     if kind == "mask":
                         for party in contest.files:
-                            apart = compared(home / "out", party, label)
+                            masks = Path(label, "mask", str(args.rounds), "many")
+                            apart = compared(
+                                home / "out" / THEIRS / masks, home / "out" / party / masks
+                            )
                             rows[party]["mask apart from rembg's, mean"] = apart
                     show(f"{label}, {kind}", rows)
                     results[f"{label}, {kind}"] = rows
     leave("end_to_end", results)
 
 
-def compared(out: Path, party: str, label: str) -> float:
-    """Mean absolute difference of a party's masks from rembg's, in [0,1]."""
-    theirs = sorted((out / THEIRS / label / "mask").glob("*.png"))
+def compared(theirs: Path, ours: Path) -> float:
+    """Mean absolute difference of our masks from rembg's, in [0,1]."""
     found = []
-    for path in theirs:
-        gray = path.with_suffix(".gray.png")
+    for path in sorted(theirs.glob("*.png")):
         with Image.open(path) as picture:
-            picture.convert("L").save(gray)
-        found.append(difference(out / party / label / "mask" / path.name, gray))
-        gray.unlink()
+            gray = picture.convert("L")
+        gray.save(path)
+        found.append(difference(ours / path.name, path))
     return round(float(np.mean(found)), 5)
 
 

@@ -1,4 +1,4 @@
-"""Our files beside what people run today: one input, the same threads, in turns.
+"""Our files beside what people run today: one input, in turns.
 
     python benchmarks/peers.py [--weights u2netp.safetensors] [--rounds 12]
 
@@ -6,6 +6,8 @@ Ours are measured by the workers of `u2export bench`. Each peer runs in a proces
 ncnn and MNN in environments of their own that are installed for this. All answer the same orders,
 and what a peer computes is compared with PyTorch's saliency. One that cannot be installed here is
 named with the reason. OpenVINO's benchmark_app brings its own loop: it is started once a round.
+onnxruntime, rembg and OpenVINO "as it comes" choose their threads themselves; the others are given
+as many as this process may use.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +36,7 @@ from rich.table import Table
 from u2export import build, registry, weights
 from u2export.bench import stats
 from u2export.bench.crew import Worker
-from u2export.bench.worker import Assignment
+from u2export.bench.worker import SETTLE_SECONDS, Assignment
 from u2export.benching import drawn_pictures
 from u2export.graph.trace import INPUT, SALIENCY
 from u2export.machine import usable_cpus
@@ -40,6 +45,7 @@ from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec, Precision
 
 BLOCK_SECONDS, LEAST = 0.5, 3
+APP = "OpenVINO's benchmark_app, float32"
 REMBG = "rembg[cpu]==2.0.86"
 # Answers the orders that a worker of ours answers, around a `call(x)` that the peer defines.
 SERVER = """
@@ -55,7 +61,10 @@ np.save(sys.argv[4], y.reshape(y.shape[-2:]))
 out.write("ready\\n"); out.flush()
 for line in sys.stdin:
     order = json.loads(line)
+    settled = time.perf_counter() + order["settle"]
     call(x)
+    while time.perf_counter() < settled:
+        call(x)
     samples, begun = [], time.perf_counter()
     while len(samples) < order["least"] or time.perf_counter() - begun < order["seconds"]:
         start = time.perf_counter()
@@ -202,10 +211,13 @@ class Rival:
         """Samples of one turn, ms."""
         assert self._process.stdin
         assert self._process.stdout
-        order = json.dumps({"seconds": BLOCK_SECONDS, "least": LEAST})
+        order = json.dumps({"seconds": BLOCK_SECONDS, "least": LEAST, "settle": SETTLE_SECONDS})
         self._process.stdin.write(order + "\n")
         self._process.stdin.flush()
-        found: list[float] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"it ended with status {self._process.wait()}")
+        found: list[float] = json.loads(line)
         return found
 
     def close(self) -> None:
@@ -227,15 +239,23 @@ def _environment(peer: Peer, folder: Path) -> Path:
     return python
 
 
+def measured(worker: Worker) -> list[float]:
+    """Samples of one turn of ours, ms."""
+    found: list[float] = worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST)["samples"]
+    return found
+
+
 def benchmark_app(path: Path) -> list[float]:
     """What OpenVINO's own tool says is the median of a short run, float32, ms."""
     tool = Path(sys.executable).with_name("benchmark_app")
-    words = [tool, "-m", path, "-d", "CPU", "-hint", "latency", "-nthreads", usable_cpus()]
+    words = [tool, "-m", path, "-d", "CPU", "-hint", "latency"]  # takes no threads beside a hint
     words += ["-t", "1", "-infer_precision", "f32"]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     found = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
-    if not found:
-        raise RuntimeError("benchmark_app told no median")
+    if done.returncode or not found:
+        raise RuntimeError(
+            f"benchmark_app told no median: {done.stdout[-200:]}{done.stderr[-200:]}"
+        )
     return [float(found[1])]
 
 
@@ -280,15 +300,23 @@ def main() -> None:
                     rivals[peer.name] = Rival(peer, folder, files, folder / "x.npy")
                 except RuntimeError as error:
                     absent[peer.name] = str(error)
+            turns: dict[str, Callable[[], list[float]]] = {
+                label: partial(measured, worker) for label, worker in workers.items()
+            }
+            turns |= {label: rival.block for label, rival in rivals.items()}
+            turns[APP] = partial(benchmark_app, files[".xml"])
+            order = random.Random(0)
             for _ in track(range(args.rounds), "measuring in turns"):
-                for label, worker in workers.items():
-                    found = worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST)["samples"]
-                    blocks.setdefault(label, []).append(found)
-                for label, rival in rivals.items():
-                    blocks.setdefault(label, []).append(rival.block())
-                found = benchmark_app(files[".xml"])
-                blocks.setdefault("OpenVINO's benchmark_app, float32", []).append(found)
+                for label in order.sample(list(turns), len(turns)):  # nobody follows the same
+                    try:
+                        blocks.setdefault(label, []).append(turns[label]())
+                    except RuntimeError as error:
+                        absent[label] = str(error)
+                        del turns[label], blocks[label]
             masks = {label: np.load(rival.answer) for label, rival in rivals.items()}
+            for label, worker in workers.items():
+                worker.ask("answers", path=str(folder / "ours.npz"))
+                masks[label] = np.load(folder / "ours.npz")["0/0"]
         finally:
             for worker in workers.values():
                 worker.close()
@@ -318,7 +346,7 @@ def _rows(
             "median ms": round(stats.latency(taken).median, 1),
             "against onnxruntime": round(found.value, 3),
             "95 %": f"{found.low:.3f} to {found.high:.3f}",
-            "mask IoU": round(difference.mask_iou, 4) if difference else "judged by bench",
+            "mask IoU": round(difference.mask_iou, 4) if difference else "not compared",
         }
     return rows
 

@@ -2,8 +2,7 @@
 
     python benchmarks/readme_table.py benchmarks/results/FILE.json
 
-The table stands between two marks, the first of which names the file; a test proves that it is
-what this script makes of that file.
+The table stands between two marks, the first of which names the file.
 """
 
 from __future__ import annotations
@@ -48,7 +47,10 @@ def filled(readme: str, path: Path) -> str:
     """The README with the table of a results file between its marks."""
     name = path.resolve().relative_to(ROOT).as_posix()
     text = f"<!-- table of {name} -->\n{table(read(path))}\n<!-- end of the table -->"
-    return MARKED.sub(lambda found: text, readme)
+    readme, count = MARKED.subn(lambda found: text, readme)
+    if count != 1:
+        raise ValueError(f"the README has {count} places for the table, not one")
+    return readme
 
 
 if __name__ == "__main__":

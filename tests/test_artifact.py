@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -130,3 +131,29 @@ def test_the_file_says_in_plain_words_how_to_feed_it(exported: Path):
     assert facts["u2export.resize"] == "authors"
     assert facts["u2export.precision"] == "fp16"
     assert len(facts["u2export.weights_sha256"]) == 64
+
+
+def test_places_are_looked_at_before_the_work(tmp_path: Path):
+    (tmp_path / "file").write_text("old")
+    artifacts.check_places(None, tmp_path / "new", tmp_path / "a" / "b", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="it is a folder"):
+        artifacts.check_places(tmp_path / "new", tmp_path)
+    with pytest.raises(InputError, match="file is no folder"):
+        artifacts.check_places(tmp_path / "file" / "a" / "b")
+
+
+def test_a_pipe_is_a_place(tmp_path: Path):
+    reading, writing = os.pipe()
+    place = Path(f"/dev/fd/{writing}")
+    artifacts.check_places(place)
+    artifacts.write_text(place, "a report")
+    os.close(writing)
+    assert os.read(reading, 100) == b"a report"
+    os.close(reading)
+
+
+def test_a_folder_that_may_not_be_changed_is_no_place(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(InputError, match="may not be changed"):
+        artifacts.check_places(tmp_path / "new")

@@ -93,6 +93,16 @@ def test_a_gpu_that_counts_no_energy_leaves_the_processors(powercap: Path):
     assert energy.spent() == pytest.approx(2)
 
 
+def test_a_gpu_without_memory_of_its_own_tells_none():
+    library = _library([])
+
+    def failing(handle: int) -> None:
+        raise FailedError
+
+    library.nvmlDeviceGetMemoryInfo = failing
+    assert meters.Gpu(library).used_mb() is None
+
+
 def test_without_a_library_or_a_gpu_there_is_none(monkeypatch):
     def absent(name: str):
         raise ModuleNotFoundError(name)

@@ -359,15 +359,16 @@ def check_places(*paths: Path | None) -> None:
     for path in paths:
         if path is None:
             continue
+        if path.exists() and not path.is_file() and not path.is_dir():  # such as /dev/stdout
+            continue
         place = path.resolve()
         if place.is_dir():
             raise InputError(f"{path} cannot be written: it is a folder")
         folder = next(parent for parent in place.parents if parent.exists())
         if not folder.is_dir():
             raise InputError(f"{path} cannot be written: {folder} is no folder")
-        target = place if place.exists() else folder
-        if not os.access(target, os.W_OK):
-            raise InputError(f"{path} cannot be written: {target} may not be changed")
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{path} cannot be written: {folder} may not be changed")
 
 
 def write_text(path: Path, content: str) -> None:
@@ -376,12 +377,16 @@ def write_text(path: Path, content: str) -> None:
     Raises:
         InputError: the place cannot be written.
     """
+    try:
+        # such as /dev/stdout: nothing to be replaced, and a pipe behind it has no other name
+        if path.exists() and not path.is_file():
+            path.write_text(content, encoding="utf-8")
+            return
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
     path = path.resolve()  # what a link points to is written, not the link
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if path.exists() and not path.is_file():  # such as /dev/stdout: nothing to be replaced
-            path.write_text(content, encoding="utf-8")
-            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part_file.write_text(content, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import random
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -346,8 +347,9 @@ def _hire(
     before = gpu.used_mb() if gpu and asked.device is Device.CUDA else None
     with _surviving(lane):
         lane.told = lane.worker.open()
-    if gpu and before is not None:
-        lane.told["gpu_mb"] = gpu.used_mb() - before
+    after = gpu.used_mb() if gpu and before is not None else None
+    if before is not None and after is not None:
+        lane.told["gpu_mb"] = after - before
 
 
 @contextmanager
@@ -373,11 +375,10 @@ def _rounds(lanes: list[_Lane], plan: Plan, phase: Phase) -> list[list[float]]:
         The fixed work's samples, ms, a block a round.
     """
     calibration: list[list[float]] = []
-    begun = time.perf_counter()
+    order, begun = random.Random(0), time.perf_counter()
     while True:
         calibration.append(_calibrate())
-        first = len(calibration) % max(len(lanes), 1)  # nobody always follows the same
-        for lane in _able([*lanes[first:], *lanes[:first]]):
+        for lane in _able(order.sample(lanes, len(lanes))):  # nobody always follows the same
             assert lane.worker
             with _surviving(lane):
                 found = lane.worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST_SAMPLES)

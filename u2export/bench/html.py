@@ -300,7 +300,7 @@ def _sizes(rows: Sequence[Row], report: BenchReport) -> Iterator[_Plot]:
     """Memory, memory of the GPU, files: a plot each, where there is something to draw."""
     fields = (
         ("memory", "Memory, MB", "memory_mb", "Beyond what Python alone needs, at the most."),
-        ("gpu", "Memory of the GPU, MB", "gpu_mb", "At the most."),
+        ("gpu", "Memory of the GPU, MB", "gpu_mb", "After the first call."),
         ("files", "Size of the files, MB", "size_mb", "All files of the artifact together."),
     )
     for key, title, field, means in fields:

@@ -86,9 +86,12 @@ class Gpu:
         except library.NVMLError:
             return None
 
-    def used_mb(self) -> float:
-        """Memory in use, of everybody's."""
-        return float(self._library.nvmlDeviceGetMemoryInfo(self._handle).used) / _MB
+    def used_mb(self) -> float | None:
+        """Memory in use, of everybody's; None for a GPU that has none of its own."""
+        try:
+            return float(self._library.nvmlDeviceGetMemoryInfo(self._handle).used) / _MB
+        except self._library.NVMLError:
+            return None
 
     def joules(self) -> float | None:
         """Since the driver was loaded; None for a GPU that does not count them."""

@@ -201,9 +201,9 @@ class _Miss:
 def recommend(report: BenchReport, limits: Limits) -> Recommendation:
     """Choose the row with the lowest latency a picture of those that are right and keep limits.
 
-    Rows whose 95 percent intervals overlap with the fastest one's are equally fast: of them the
-    one with the smaller memory is chosen, then with the smaller files, then with the higher IoU,
-    then by name. A row whose mask is wrong or was not compared is never chosen.
+    Rows that their turns cannot tell from the fastest one are equally fast: of them the one with
+    the smaller memory is chosen, then with the smaller files, then with the higher IoU, then by
+    name. A row whose mask is wrong or was not compared is never chosen.
     """
     fitting = [row for row in report.rows if row.right and not _misses(row, limits)]
     tied = _tied(fitting)
