@@ -28,9 +28,9 @@ class Energy:
             powercap: where the kernel tells.
         """
         self._gpu = gpu
-        # `intel-rapl:0` is a whole processor, of Intel's and AMD's; `intel-rapl:0:0` a part of it
+        # Intel's and AMD's: a whole processor, and zones that are parts of it or hold it
         zones = sorted(powercap.glob("intel-rapl:*")) if powercap.is_dir() else []
-        self._zones = [zone for zone in zones if zone.name.count(":") == 1 and _package(zone)]
+        self._zones = [zone for zone in zones if _package(zone)]
         self._last = self._read()
 
     @property
