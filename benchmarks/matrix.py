@@ -3,8 +3,8 @@
     python benchmarks/matrix.py [--weights u2netp.safetensors --pictures FOLDER] [--seconds 120]
 
 Real weights of the full network are not to be had everywhere, so it is measured with random
-values, which have the same latency and no masks. Leaves `results/<machine>-<date>.json` and `.md`;
-the table in the README is made of the JSON by `readme_table.py`.
+values, which have the same latency and no masks. Leaves `results/<machine>-<network>-<date>.json`
+and `.md` for each network; a table in the README is made of the JSON by `readme_table.py`.
 """
 
 from __future__ import annotations
@@ -41,35 +41,36 @@ def machine_name() -> str:
 
 
 def main() -> None:
-    """Export, measure, leave both files."""
+    """Export and measure one network after the other, leave both files of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
     parser.add_argument("--pictures", type=Path, nargs="*", default=[], help="folders")
-    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
     small = MODELS["u2netp" if args.weights else "u2netp-demo"]
-    sources = [weights.find(small, args.weights), weights.find(MODELS["u2net"], "random:0")]
-    with tempfile.TemporaryDirectory() as folder:
-        made = []
-        for source in sources:
-            variant = source.facts.weights.variant
+    for model, given in ((small, args.weights), (MODELS["u2net"], "random:0")):
+        source = weights.find(model, given)
+        with tempfile.TemporaryDirectory() as folder:
+            made = []
             for backend, precision in CANDIDATES:
-                spec = ExportSpec(MODELS[source.facts.model], 320, precision, variant=variant)
+                variant = source.facts.weights.variant
+                spec = ExportSpec(model, 320, precision, variant=variant)
                 made.append(build.build(backend, spec, source, Path(folder)).path)
-        plan = benching.Plan(
-            tuple(made),
-            tuple(pictures_in(args.pictures)),
-            weights=None,
-            seconds=args.seconds,
-            command=shlex.join(["python", "benchmarks/matrix.py", *sys.argv[1:]]),
-        )
-        report, _ = benching.measure(plan)
-    print(benching.text(report))
-    date = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
-    path = RESULTS / f"{machine_name()}-{date}.json"
-    path.write_text(report.model_dump_json(indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown.page(report))
-    print(path)
+            plan = benching.Plan(
+                tuple(made),
+                tuple(pictures_in(args.pictures)),
+                weights=given,
+                seconds=args.seconds,
+                command=shlex.join(["python", "benchmarks/matrix.py", *sys.argv[1:]]),
+            )
+            report, _ = benching.measure(plan)
+        print(benching.text(report))
+        benching.demand(report)
+        date = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+        path = RESULTS / f"{machine_name()}-{model.name}-{date}.json"
+        path.write_text(report.model_dump_json(indent=1) + "\n")
+        path.with_suffix(".md").write_text(markdown.page(report))
+        print(path)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,16 @@ def table(report: BenchReport) -> str:
 
 def _cells(row: Row, report: BenchReport) -> list[str]:
     found = next((ratio for ratio in report.ratios if ratio.name == row.name), None)
-    latency = row.latency
+    latency, first = row.latency, "1" if row.name == report.baseline else ""
     iou = f"{row.mask.iou:.4f}" if row.mask and row.mask.iou is not None else "not compared"
+    if row.mask and not row.mask.passed:
+        iou += " (wrong)"
     return [
         f"`{row.name}`",
         f"{latency.median:.0f} ({latency.low:.0f} to {latency.high:.0f})"
         if latency
         else row.failed,
-        f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})" if found else "1",
+        f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f})" if found else first,
         f"{row.memory_mb:.0f}" if row.memory_mb is not None else "",
         f"{row.size_mb:.1f}",
         iou,

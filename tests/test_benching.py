@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -127,6 +128,20 @@ def test_a_batch_is_a_row_of_its_own(folder: Path, pictures):
     one, four = report.rows
     assert (one.mask.passed, four.mask.passed) == (True, True)
     assert four.per_picture == pytest.approx(four.latency.median / 4)
+
+
+def test_of_a_file_with_a_fixed_batch_the_others_are_left_out(exported: Path, pictures):
+    path = exported / "u2netp-demo-fp32.onnx"
+    plan = benching.Plan((path,), pictures, str(path), batches=(1, 4), seconds=1)
+    report, _ = benching.measure(plan)
+    [row] = report.rows
+    assert (row.batch, row.failed) == (1, "")
+    assert row.notes == (f"its batch is fixed, so there is no {path.name} b4",)
+    benching.demand(report)
+    report, _ = benching.measure(dataclasses.replace(plan, batches=(4,)))
+    assert report.rows[0].failed == "it takes batches of 1, not of 4"
+    with pytest.raises(ParityError, match="not measured"):
+        benching.demand(report)
 
 
 def test_a_fast_wrong_answer_is_marked_never_wins_and_is_status_6(folder: Path, pictures):

@@ -40,7 +40,9 @@ TORCH = "torch"
 SECONDS = 30.0  # of steady measuring, all rows together
 BLOCK_SECONDS = 0.4  # of one worker's turn, at least
 LEAST_SAMPLES = 3  # of a turn
-FEWEST_ROUNDS = 6  # before the intervals are believed
+# Before measuring may end early: it ends when an interval happens to be narrow, which few rounds
+# make likely by chance.
+FEWEST_ROUNDS = 12
 MEDIAN_SAMPLES = 11  # before a median is told with 99 percent confidence; source: as in `stats`
 NARROW = 0.01  # half width of a ratio's interval at which measuring may end early
 WIDE = 0.03  # and above which longer measuring is asked for
@@ -106,6 +108,7 @@ class _Lane:
     cpu: list[float] = field(default_factory=list)
     answers: dict[str, Array] = field(default_factory=dict)
     failed: str = ""
+    unfit: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -127,7 +130,7 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="u2export-") as folder, ExitStack() as stack:
         pictures = plan.pictures[:MOST_PICTURES] or drawn_pictures(Path(folder))
-        lanes = [_lane(path, batch, plan) for path in plan.artifacts for batch in _batches(plan)]
+        lanes = [lane for path in plan.artifacts for lane in _lanes(path, plan)]
         _baseline(lanes, plan)  # a name that no row has is refused now, not at the end
         gpu = Gpu.found()
         energy = Energy(gpu)
@@ -283,6 +286,18 @@ def drawn_pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
+def _lanes(path: Path, plan: Plan) -> list[_Lane]:
+    """A lane for each batch that a file takes; one that says why where it takes none of them."""
+    lanes = [_lane(path, batch, plan) for batch in _batches(plan)]
+    fitting = [lane for lane in lanes if not lane.unfit]
+    if not fitting:
+        return lanes
+    left_out = [lane.name for lane in lanes if lane.unfit]
+    if left_out:
+        fitting[0].notes.append(f"its batch is fixed, so there is no {', '.join(left_out)}")
+    return fitting
+
+
 def _lane(path: Path, batch: int | None, plan: Plan) -> _Lane:
     name = printable(path.name) + (f" b{batch}" if batch and batch > 1 else "")
     place = plan.artifacts.index(path)
@@ -295,6 +310,7 @@ def _lane(path: Path, batch: int | None, plan: Plan) -> _Lane:
     lane = _Lane(name, artifact, path, plan.precision, told={"batch": batch})
     fixed = artifact.facts.batch
     if batch and fixed and fixed != batch and not artifact.foreign:
+        lane.unfit = True
         lane.failed = f"it takes batches of {fixed}, not of {batch}"
     return lane
 

@@ -292,7 +292,7 @@ def _ways(rows: Sequence[Row], report: BenchReport) -> Iterator[_Plot]:
         )  # fmt: skip
     _labelled(figure, known, totals, report, "ms")
     figure.update_layout(barmode="stack")
-    means = "From the picture's file to the mask's file: where the time goes."
+    means = "From a picture's bytes to its mask's, in memory: where the time goes."
     yield from _plot("stages", "The whole way, stage by stage, ms", means, figure, len(known))
 
 
