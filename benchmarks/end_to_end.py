@@ -13,18 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from environments import REMBG, install
 from PIL import Image
-from rembg_compat import REMBG, difference
+from rembg_compat import difference
 from report import leave
 from rich.console import Console
 from rich.progress import Progress
@@ -124,17 +125,6 @@ def drawn(folder: Path, size: tuple[int, int], count: int) -> Path:
     return folder
 
 
-def environment(folder: Path) -> Path:
-    """Install rembg with its command line; give the command."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin/python"
-    package = REMBG.replace("[cpu]", "[cpu,cli]")
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", package], check=True, stdout=sys.stderr
-    )
-    return folder / "bin/rembg"
-
-
 def figures(
     one: dict[str, list[Turn]], many: dict[str, list[Turn]], more: int
 ) -> dict[str, dict[str, object]]:
@@ -184,7 +174,8 @@ def main() -> None:
             build.build(backend, ExportSpec(model, 320, precision), source, home).path
             for backend, precision in OURS
         ]
-        contest = Contest(home, files, environment(home / "environment"))
+        rembg = install(home / "environment", REMBG).with_name("rembg")
+        contest, order = Contest(home, files, rembg), random.Random(0)
         total = len(SIZES) * len(KINDS) * (args.rounds + 1) * len(contest.parties)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("in turns", total=total)
@@ -194,8 +185,7 @@ def main() -> None:
                     one: dict[str, list[Turn]] = {party: [] for party in contest.parties}
                     many: dict[str, list[Turn]] = {party: [] for party in contest.parties}
                     for turn in range(args.rounds + 1):  # the first warms the file caches
-                        shift = turn % len(contest.parties)
-                        for party in (*contest.parties[shift:], *contest.parties[:shift]):
+                        for party in order.sample(contest.parties, len(contest.parties)):
                             out = home / "out" / party / label / kind / str(turn)
                             single = contest.take(party, kind, pictures / "0.jpg", out / "one")
                             folder = contest.take(party, kind, pictures, out / "many")

@@ -1,6 +1,6 @@
 """Our formats and precisions for both networks, measured in turns, with their masks judged.
 
-    python benchmarks/matrix.py [--weights u2netp.safetensors --pictures FOLDER] [--seconds 120]
+    python benchmarks/matrix.py [--weights u2netp.safetensors --pictures FOLDER] [--seconds 60]
 
 Real weights of the full network are not to be had everywhere, so it is measured with random
 values, which have the same latency and no masks. Leaves `results/<machine>-<network>-<date>.json`
@@ -51,9 +51,8 @@ def main() -> None:
     for model, given in ((small, args.weights), (MODELS["u2net"], "random:0")):
         source = weights.find(model, given)
         with tempfile.TemporaryDirectory() as folder:
-            made = []
+            made, variant = [], source.facts.weights.variant
             for backend, precision in CANDIDATES:
-                variant = source.facts.weights.variant
                 spec = ExportSpec(model, 320, precision, variant=variant)
                 made.append(build.build(backend, spec, source, Path(folder)).path)
             plan = benching.Plan(

@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environments import REMBG, install
 from report import leave
 from rich.console import Console
 from rich.progress import track
@@ -46,7 +46,6 @@ from u2export.spec import MODELS, ExportSpec, Precision
 
 BLOCK_SECONDS, LEAST = 0.5, 3
 APP = "OpenVINO's benchmark_app, float32"
-REMBG = "rembg[cpu]==2.0.86"
 # Answers the orders that a worker of ours answers, around a `call(x)` that the peer defines.
 SERVER = """
 import json, os, sys, time
@@ -189,7 +188,8 @@ class Rival:
         self.answer = folder / f"{peer.name.replace(' ', '-')}.npy"
         home = self.answer.with_suffix("")
         home.mkdir()
-        python = _environment(peer, home) if peer.install else Path(sys.executable)
+        own = peer.install and install(home / "environment", *peer.install)
+        python = own or Path(sys.executable)
         words = [files[peer.file], usable_cpus(), given, self.answer]
         code = SERVER.replace("{setup}", peer.setup)
         with (home / "said.log").open("w") as log:
@@ -224,19 +224,6 @@ class Rival:
         """End it."""
         self._process.kill()
         self._process.wait()
-
-
-def _environment(peer: Peer, folder: Path) -> Path:
-    """Install a peer into an environment of its own; give its Python."""
-    where = folder / "environment"
-    venv.create(where, with_pip=True)
-    python = where / "bin/python"
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", *peer.install], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1][:200])
-    return python
 
 
 def measured(worker: Worker) -> list[float]:

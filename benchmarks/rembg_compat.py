@@ -14,15 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 import numpy as np
 from author_masks import u2export
+from environments import REMBG, install
 from PIL import Image
 from report import leave
 
-REMBG = "rembg[cpu]==2.0.86"
 THEIRS = """
 import sys
 from pathlib import Path
@@ -49,10 +48,7 @@ def main() -> None:
         model, _ = u2export("onnx", "--model", "u2netp", "--weights", weights, "--out", out)
         u2export("run", model, pictures, "--resample", "lanczos", "--out", out / "ours")
         u2export("run", model, pictures, "--out", out / "authors")
-        venv.create(out / "venv", with_pip=True)
-        python = out / "venv/bin/python"
-        install = [python, "-m", "pip", "install", "--quiet", REMBG]
-        subprocess.run(install, check=True, stdout=sys.stderr)
+        python = install(out / "venv", REMBG)
         theirs = [python, "-c", THEIRS, model, pictures.resolve(), out / "theirs"]
         home = {**os.environ, "U2NET_HOME": str(out)}  # rembg takes models from its home only
         subprocess.run(theirs, check=True, stdout=sys.stderr, cwd=out, env=home)

@@ -61,12 +61,13 @@ def trials(path: Path, pictures: tuple[Path, ...], count: int, rounds: int) -> d
         alone = float(np.median(probe.ask("block", seconds=2.0, least=20)["samples"]))
     delayed = first.model_copy(update={"delay": SLOWER * alone / 1e3})
     same, slower, widths = [], [], []
+    order = random.Random(0)
     for trial in track(range(count), "trials"):
         if trial % RESTARTED == 0:  # two processes of one file are never quite the same
             crew = hired(first, first, delayed)
         taken: list[list[list[float]]] = [[], [], []]
-        for turn in range(rounds):
-            for place in np.roll(range(3), turn):
+        for _ in range(rounds):
+            for place in order.sample(range(3), 3):
                 found = crew[place].ask(
                     "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
                 )

@@ -357,9 +357,7 @@ def check_places(*paths: Path | None) -> None:
         InputError: a place is a folder, lies in no folder, or may not be written.
     """
     for path in paths:
-        if path is None:
-            continue
-        if path.exists() and not path.is_file() and not path.is_dir():  # such as /dev/stdout
+        if path is None or _stream(path):
             continue
         place = path.resolve()
         if place.is_dir():
@@ -371,22 +369,25 @@ def check_places(*paths: Path | None) -> None:
             raise InputError(f"{path} cannot be written: {folder} may not be changed")
 
 
+def _stream(path: Path) -> bool:
+    """Whether it is something like /dev/stdout, where nothing can be replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a text file, whole or not at all; its folder is made if absent.
 
     Raises:
         InputError: the place cannot be written.
     """
-    try:
-        # such as /dev/stdout: nothing to be replaced, and a pipe behind it has no other name
-        if path.exists() and not path.is_file():
-            path.write_text(content, encoding="utf-8")
-            return
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    path = path.resolve()  # what a link points to is written, not the link
+    stream = _stream(path)
+    if not stream:  # a pipe behind /dev/stdout has no other name
+        path = path.resolve()  # what a link points to is written, not the link
     part_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if stream:
+            path.write_text(content, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part_file.write_text(content, encoding="utf-8")

@@ -266,6 +266,10 @@ class Backend:
     tensors: Callable[[Artifact, Array, Sequence[str]], tuple[Array, Tensors]] | None = None
     digest_mark: str = DIGEST_MARK
 
+    def companion_paths(self, path: Path) -> list[Path]:
+        """Where what belongs to a model file lies beside it."""
+        return [path.with_suffix(suffix) for suffix in self.companions]
+
 
 def facts_for(
     parent: Artifact,

@@ -106,9 +106,10 @@ class _Lane:
     told: dict[str, Any] = field(default_factory=dict)
     blocks: list[list[float]] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    joules: float = 0.0
+    pictures: int = 0  # that took those joules
     answers: dict[str, Array] = field(default_factory=dict)
     failed: str = ""
-    unfit: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,12 +134,11 @@ def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, 
         lanes = [lane for path in plan.artifacts for lane in _lanes(path, plan)]
         _baseline(lanes, plan)  # a name that no row has is refused now, not at the end
         gpu = Gpu.found()
-        energy = Energy(gpu)
         for lane in lanes:
             _hire(lane, plan, pictures, Path(folder), stack, gpu, phase)
-        calibration = _rounds(lanes, plan, phase)
+        calibration = _rounds(lanes, plan, Energy(gpu), phase)
         for lane in _able(lanes):
-            _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), energy, phase)
+            _finish(lane, Path(folder), min(SWEEP_SECONDS, plan.seconds / 20), phase)
         stack.close()  # the workers: the reference has the machine for itself
         masks, shown, reference = _masks(lanes, plan, pictures, Path(folder), phase)
     baseline = _baseline(lanes, plan)
@@ -273,10 +273,6 @@ def _check(plan: Plan) -> None:
         raise InputError(f"two model files are called {twice}: rename one, rows go by their names")
 
 
-def _batches(plan: Plan) -> tuple[int | None, ...]:
-    return plan.batches or (None,)
-
-
 def drawn_pictures(folder: Path) -> tuple[Path, ...]:
     """Write the pictures that are taken where the user gives none; give their paths."""
     paths = []
@@ -288,31 +284,31 @@ def drawn_pictures(folder: Path) -> tuple[Path, ...]:
 
 def _lanes(path: Path, plan: Plan) -> list[_Lane]:
     """A lane for each batch that a file takes; one that says why where it takes none of them."""
-    lanes = [_lane(path, batch, plan) for batch in _batches(plan)]
-    fitting = [lane for lane in lanes if not lane.unfit]
-    if not fitting:
-        return lanes
-    left_out = [lane.name for lane in lanes if lane.unfit]
-    if left_out:
-        fitting[0].notes.append(f"its batch is fixed, so there is no {', '.join(left_out)}")
-    return fitting
-
-
-def _lane(path: Path, batch: int | None, plan: Plan) -> _Lane:
-    name = printable(path.name) + (f" b{batch}" if batch and batch > 1 else "")
-    place = plan.artifacts.index(path)
-    if plan.delays:
-        name = f"{name} #{place}"
+    batches: tuple[int | None, ...] = plan.batches or (None,)
     try:
         artifact = registry.with_precision(registry.open_artifact(path, plan.model))
     except DependencyError as error:
-        return _Lane(name, None, path, failed=f"{_LACKING}{error}")
-    lane = _Lane(name, artifact, path, plan.precision, told={"batch": batch})
-    fixed = artifact.facts.batch
-    if batch and fixed and fixed != batch and not artifact.foreign:
-        lane.unfit = True
-        lane.failed = f"it takes batches of {fixed}, not of {batch}"
-    return lane
+        failed = f"{_LACKING}{error}"
+        return [_Lane(_name(path, batch, plan), None, path, failed=failed) for batch in batches]
+    fixed = None if artifact.foreign else artifact.facts.batch
+    fitting = tuple(batch for batch in batches if None in (batch, fixed) or batch == fixed)
+    lanes = [
+        _Lane(_name(path, batch, plan), artifact, path, plan.precision, told={"batch": batch})
+        for batch in fitting or batches
+    ]
+    if not fitting:
+        for lane in lanes:
+            lane.failed = f"it takes batches of {fixed}, not of {lane.told['batch']}"
+    elif fitting != batches:
+        others = ", ".join(_name(path, batch, plan) for batch in batches if batch not in fitting)
+        lanes[0].notes.append(f"its batch is fixed, so there is no {others}")
+    return lanes
+
+
+def _name(path: Path, batch: int | None, plan: Plan) -> str:
+    """What a row is called."""
+    name = printable(path.name) + (f" b{batch}" if batch and batch > 1 else "")
+    return f"{name} #{plan.artifacts.index(path)}" if plan.delays else name
 
 
 def _prepared(spec: PictureSpec, pictures: tuple[Path, ...], folder: Path) -> Path:
@@ -384,7 +380,7 @@ def _able(lanes: Iterable[_Lane]) -> list[_Lane]:
 # --- in turns -----------------------------------------------------------------------------------
 
 
-def _rounds(lanes: list[_Lane], plan: Plan, phase: Phase) -> list[list[float]]:
+def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> list[list[float]]:
     """Let the workers take turns until the intervals are narrow or the time is up.
 
     Returns:
@@ -397,7 +393,12 @@ def _rounds(lanes: list[_Lane], plan: Plan, phase: Phase) -> list[list[float]]:
         for lane in _able(order.sample(lanes, len(lanes))):  # nobody always follows the same
             assert lane.worker
             with _surviving(lane):
+                energy.spent()
                 found = lane.worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST_SAMPLES)
+                joules = energy.spent()
+                if joules is not None:
+                    lane.joules += joules
+                    lane.pictures += found["pictures"]
                 lane.blocks.append(found["samples"])
                 lane.cpu.append(found["cpu_ms"])
         passed = time.perf_counter() - begun
@@ -442,7 +443,7 @@ def _calibrate() -> list[float]:
     return samples
 
 
-def _finish(lane: _Lane, folder: Path, sweep: float, energy: Energy, phase: Phase) -> None:
+def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
     """What is measured once, after the turns: memory first, since the rest needs more of it."""
     assert lane.worker
     phase(f"stages, memory and throughput of {lane.name}")
@@ -451,11 +452,6 @@ def _finish(lane: _Lane, folder: Path, sweep: float, energy: Energy, phase: Phas
         lane.told |= {"memory": lane.worker.ask("memory")}
         lane.told |= {"stages": lane.worker.ask("stages", rounds=STAGE_ROUNDS)}
         lane.told |= lane.worker.ask("on_device", count=DEVICE_SAMPLES)
-        if energy.known:
-            energy.spent()
-            pictures = lane.worker.ask("work", seconds=sweep)["pictures"]
-            joules = energy.spent()
-            lane.told["joules"] = joules / pictures if joules is not None else None
         lane.worker.ask("answers", path=str(path))
         lane.told |= lane.worker.ask("account")
     if not lane.failed:
@@ -659,7 +655,7 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
         gpu_ms=float(np.median(events)) if events else None,
         gpu_samples=tuple(events),
         cpu_ms=float(np.median(lane.cpu)) if lane.cpu else None,
-        joules=told.get("joules"),
+        joules=lane.joules / lane.pictures if lane.pictures else None,
         mask=mask if isinstance(mask, Mask) else None,
         unjudged=mask if isinstance(mask, str) and not lane.failed else "",
         failed=lane.failed,

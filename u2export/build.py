@@ -151,7 +151,7 @@ def build(
             parent = _parent(backend, spec, source, out, phase)
             phase(f"converting {parent.path.name} to {target.name}")
             facts = backend.export(parent, spec, folder / target.name)
-            paths = [folder / target.name, *_companions(backend, folder / target.name)]
+            paths = [folder / target.name, *backend.companion_paths(folder / target.name)]
             files = {path.name: artifacts.sha256_of(path) for path in paths}
             draft = Artifact(paths[0], backend.name, facts, files)
             draft = dataclasses.replace(draft, checks=_checks(draft, source, parent, phase))
@@ -222,10 +222,6 @@ def _published(path: Path, wanted: ExportSpec, source: Artifact) -> Artifact | N
     same = again == found.facts.model_copy(update={"tools": again.tools, "build": again.build})
     ours = found.facts.tools.get("u2export") == importlib.metadata.version("u2export")
     return found if same and ours else None
-
-
-def _companions(backend: Backend, path: Path) -> list[Path]:
-    return [path.with_suffix(suffix) for suffix in backend.companions]
 
 
 def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -149,26 +150,23 @@ class CudaCall:
         """
         self(x)  # the input is on the device, and everything is warm
         call = self._runtime.call
-        with self._lock:
-            work = partial(self._work.enqueue, self._stream)
-            graph = self._captured(work) if self._graphs else None
-            begin, end = call("cudaEventCreate"), call("cudaEventCreate")
+        with self._lock, ExitStack() as stack:
+            launch = partial(self._work.enqueue, self._stream)
+            if self._graphs:
+                graph = self._captured(launch)
+                stack.callback(call, "cudaGraphExecDestroy", graph)
+                launch = partial(call, "cudaGraphLaunch", graph, self._stream)
+            events = []
+            for _ in range(2):
+                events.append(call("cudaEventCreate"))
+                stack.callback(call, "cudaEventDestroy", events[-1])
             samples = []
-            try:
-                for _ in range(count):
-                    call("cudaEventRecord", begin, self._stream)
-                    if graph is None:
-                        work()
-                    else:
-                        call("cudaGraphLaunch", graph, self._stream)
-                    call("cudaEventRecord", end, self._stream)
-                    call("cudaEventSynchronize", end)
-                    samples.append(float(call("cudaEventElapsedTime", begin, end)))
-            finally:
-                call("cudaEventDestroy", begin)
-                call("cudaEventDestroy", end)
-                if graph is not None:
-                    call("cudaGraphExecDestroy", graph)
+            for _ in range(count):
+                call("cudaEventRecord", events[0], self._stream)
+                launch()
+                call("cudaEventRecord", events[1], self._stream)
+                call("cudaEventSynchronize", events[1])
+                samples.append(float(call("cudaEventElapsedTime", *events)))
             return samples
 
     def _fit(self, shape: Shape) -> None:

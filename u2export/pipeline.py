@@ -60,7 +60,7 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Im
     with _opened(source, max_pixels) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # it is nobody else's: no copy is needed
-        return image if _plain(image) else _converted(image)
+        return _converted(image)
 
 
 def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -96,16 +96,13 @@ def upright(image: Image.Image) -> Image.Image:
     return _converted(ImageOps.exif_transpose(image))
 
 
-def _plain(image: Image.Image) -> bool:
-    return image.mode == "RGB" and "transparency" not in image.info
-
-
 def _converted(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB or RGBA; what is so already is given as it is."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image)
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         return image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def opaque(image: Image.Image) -> Image.Image:

@@ -231,7 +231,7 @@ def surveyed(artifact: Artifact) -> Artifact:
 
 def model_files(artifact: Artifact) -> list[Path]:
     """The model file and what belongs to it, such as a file of its weights; no manifest."""
-    found = [artifact.path.with_suffix(suffix) for suffix in load(artifact.backend).companions]
+    found = load(artifact.backend).companion_paths(artifact.path)
     return [artifact.path, *(path for path in found if path.is_file())]
 
 

@@ -128,13 +128,17 @@ class Worker:
         }
 
     def block(self, seconds: float, least: int) -> dict[str, Any]:
-        """Take samples for a while, at least so many; ms each, and processor ms a picture."""
+        """Take samples for a while, at least so many: ms each, and processor ms a picture.
+
+        The pictures told are of all calls, also of those before the samples.
+        """
         batches = [self._batch_of(i * self._batch) for i in range(min(len(self._inputs), 4))]
         turns = itertools.cycle(batches)
         settled = time.perf_counter() + SETTLE_SECONDS
-        self._call(next(turns))
-        while time.perf_counter() < settled:
+        warm = 0
+        while not warm or time.perf_counter() < settled:
             self._call(next(turns))
+            warm += 1
         samples: list[float] = []
         used, begun = time.process_time(), time.perf_counter()
         while len(samples) < least or time.perf_counter() - begun < seconds:
@@ -143,15 +147,8 @@ class Worker:
             self._call(x)
             samples.append(1e3 * (time.perf_counter() - start))
         cpu = 1e3 * (time.process_time() - used) / (len(samples) * self._batch)
-        return {"samples": samples, "cpu_ms": cpu}
-
-    def work(self, seconds: float) -> dict[str, Any]:
-        """Do nothing but call for a while, for a meter outside; tell how many pictures it was."""
-        x, calls, begun = self._batch_of(0), 0, time.perf_counter()
-        while time.perf_counter() - begun < seconds or not calls:
-            self._call(x)
-            calls += 1
-        return {"pictures": calls * self._batch}
+        pictures = (warm + len(samples)) * self._batch
+        return {"samples": samples, "cpu_ms": cpu, "pictures": pictures}
 
     def on_device(self, count: int) -> dict[str, Any]:
         """Samples of the network alone on a GPU, ms a call; none on a CPU."""
