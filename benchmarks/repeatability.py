@@ -1,10 +1,10 @@
 """Are the benchmark's verdicts true? A/A, A/B with a known slowdown, and a machine under load.
 
-    python benchmarks/repeatability.py [--trials 100] [--rounds 8]
+    python benchmarks/repeatability.py [--trials 100] [--rounds 40]
 
-Trials: three workers of one file take turns, the third sleeping for 5 % of a call in each; their
-rounds are cut into trials, each of which is judged as `u2export bench` judges. A/A must say that
-there is no difference in 95 of 100, A/B must say `slower` in 95 of 100.
+Trials: three workers of one file take turns, the third sleeping for 5 % of each call's time; a
+trial ends, and is judged, as `u2export bench` does. A/A must say that there is no difference in 95
+of 100, A/B must say `slower` in 95 of 100.
 
 Load: the same two files are measured by `u2export bench` twice, while another process keeps one
 core busy in bursts of random length; the two ratios must be within 3 % of each other.
@@ -40,6 +40,8 @@ from u2export.spec import MODELS, ExportSpec
 DEMO = MODELS["u2netp-demo"]
 SIZE = 128  # pixels: small, so that a hundred trials take minutes
 SLOWER = 0.05
+ASKED = 0.95  # of the trials must say what is so
+APART = 0.03  # two ratios under load, at most
 RESTARTED = 5  # trials after which the workers are new ones
 BUSY = "while True: pass"
 SEED = 5
@@ -53,40 +55,69 @@ def assigned(path: Path, pictures: tuple[Path, ...]) -> Assignment:
     return Assignment(artifact=path, backend=artifact.backend, inputs=inputs)
 
 
-def trials(path: Path, pictures: tuple[Path, ...], count: int, rounds: int) -> dict[str, object]:
-    """Verdicts of A/A and A/B, by how often each was given."""
+def trials(path: Path, pictures: tuple[Path, ...], count: int, most: int) -> dict[str, object]:
+    """Verdicts of A/A and A/B, by how often each was given; each trial ends as `bench` ends."""
     first = assigned(path, pictures)
-    with Worker(first) as probe:
-        probe.open()
-        alone = float(np.median(probe.ask("block", seconds=2.0, least=20)["samples"]))
-    delayed = first.model_copy(update={"delay": SLOWER * alone / 1e3})
-    same, slower, widths = [], [], []
+    delayed = first.model_copy(update={"delay": SLOWER})
+    same, slower = Trials("no difference"), Trials("slower")
     order = random.Random(0)
     for trial in track(range(count), "trials"):
         if trial % RESTARTED == 0:  # two processes of one file are never quite the same
             crew = hired(first, first, delayed)
         taken: list[list[list[float]]] = [[], [], []]
-        for _ in range(rounds):
+        waited: list[list[float]] = [[], [], []]
+        while len(taken[0]) < most:
             for place in order.sample(range(3), 3):
                 found = crew[place].ask(
                     "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
                 )
                 taken[place].append(found["samples"])
-        pair = stats.ratio(taken[1], taken[0])
-        same.append(stats.verdict(pair))
-        widths.append(pair.half_width)
-        slower.append(stats.verdict(stats.ratio(taken[2], taken[0])))
+                waited[place].append(found["waited"])
+            calm = stats.calm(waited)
+            kept = [[row[place] for place in calm] for row in taken]
+            pairs = [stats.ratio(kept[place], kept[0]) for place in (1, 2)]
+            narrow = max(pair.half_width for pair in pairs) <= benching.NARROW
+            if narrow and len(taken[0]) >= benching.FEWEST_ROUNDS:
+                break
+        same.add(pairs[0], len(taken[0]))
+        slower.add(pairs[1], len(taken[0]))
         if trial % RESTARTED == RESTARTED - 1 or trial == count - 1:
             for worker in crew:
                 worker.close()
     return {
         "trials": count,
-        "rounds of a trial": rounds,
-        "ms of a call": round(alone, 2),
-        "A/A": {name: same.count(name) for name in sorted(set(same))},
-        "A/B, a sleep of 5 %": {name: slower.count(name) for name in sorted(set(slower))},
-        "half width of A/A's interval, median": round(float(np.median(widths)), 4),
+        "rounds, at most": most,
+        "A/A": same.told(),
+        "A/B, each call sleeps for 5 % of its time": slower.told(),
     }
+
+
+class Trials:
+    """What was found in each trial, and whether it was what is so."""
+
+    def __init__(self, so: str) -> None:
+        """Name the verdict that is true."""
+        self._so = so
+        self._found: list[stats.Interval] = []
+        self._rounds: list[int] = []
+
+    def add(self, found: stats.Interval, rounds: int) -> None:
+        """Note a trial."""
+        self._found.append(found)
+        self._rounds.append(rounds)
+
+    def told(self) -> dict[str, object]:
+        """The verdicts by how often each was given, and every trial's figures."""
+        verdicts = [stats.verdict(one) for one in self._found]
+        right = verdicts.count(self._so) / len(verdicts)
+        return {
+            "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
+            "reached": right >= ASKED,
+            "median ratio": round(float(np.median([one.value for one in self._found])), 4),
+            "half width, median": round(float(np.median([f.half_width for f in self._found])), 4),
+            "rounds, median": float(np.median(self._rounds)),
+            "ratios": [round(one.value, 4) for one in self._found],
+        }
 
 
 def hired(*wanted: Assignment) -> list[Worker]:
@@ -125,6 +156,7 @@ def under_load(paths: tuple[Path, ...], seconds: float) -> dict[str, object]:
         "ratios": found,
         "intervals": [[round(r.low, 4), round(r.high, 4)] for r in ratios],
         "apart": round(abs(found[0] / found[1] - 1), 4),
+        "reached": abs(found[0] / found[1] - 1) <= APART,
     }
 
 
@@ -172,8 +204,8 @@ def main() -> None:
     """Measure, print, leave the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each run under load")
+    parser.add_argument("--rounds", type=int, default=40, help="of a trial, at most")
+    parser.add_argument("--seconds", type=float, default=150.0, help="of each run under load")
     args = parser.parse_args()
     source = weights.find(DEMO)
     with tempfile.TemporaryDirectory() as name:

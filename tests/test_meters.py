@@ -73,14 +73,17 @@ def _library(joules: list[float]) -> SimpleNamespace:
     return SimpleNamespace(
         NVMLError=FailedError,
         nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetName=lambda handle: "one",
         nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=700_000_000),
         nvmlDeviceGetTotalEnergyConsumption=energy,
     )
 
 
 def test_a_gpus_energy_is_added_and_its_memory_told(powercap: Path):
-    gpu = meters.Gpu(_library([100, 130]))
+    gpu = meters.Gpu(_library([100, 130]), 0)
     energy = meters.Energy(gpu, powercap)
     _set(powercap, "intel-rapl:0", 7)
     assert energy.spent() == pytest.approx(30 + 2)
@@ -88,7 +91,7 @@ def test_a_gpus_energy_is_added_and_its_memory_told(powercap: Path):
 
 
 def test_a_gpu_that_counts_no_energy_leaves_the_processors(powercap: Path):
-    energy = meters.Energy(meters.Gpu(_library([])), powercap)
+    energy = meters.Energy(meters.Gpu(_library([]), 0), powercap)
     _set(powercap, "intel-rapl:0", 7)
     assert energy.spent() == pytest.approx(2)
 
@@ -100,7 +103,7 @@ def test_a_gpu_without_memory_of_its_own_tells_none():
         raise FailedError
 
     library.nvmlDeviceGetMemoryInfo = failing
-    assert meters.Gpu(library).used_mb() is None
+    assert meters.Gpu(library, 0).used_mb() is None
 
 
 def test_without_a_library_or_a_gpu_there_is_none(monkeypatch):
@@ -118,3 +121,34 @@ def test_without_a_library_or_a_gpu_there_is_none(monkeypatch):
 
     library.nvmlInit = failing
     assert meters.Gpu.found() is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "names", "asked"),
+    [
+        (None, None, "aa", 0),
+        ("1", None, "aa", 1),
+        ("1,0", "PCI_BUS_ID", "ab", 1),
+        ("1", None, "ab", None),  # CUDA counts the fastest first, the library by the bus
+        ("GPU-7f", None, "ab", "GPU-7f"),
+        ("", None, "aa", None),
+        ("-1", None, "aa", None),
+        ("2", None, "aa", None),
+    ],
+)
+def test_the_gpu_that_is_read_is_the_one_that_cuda_takes(monkeypatch, visible, order, names, asked):
+    library, read = _library([]), []
+    library.nvmlDeviceGetCount = lambda: len(names)
+    library.nvmlDeviceGetName = lambda handle: names[handle]
+    library.nvmlDeviceGetMemoryInfo = lambda handle: read.append(handle) or SimpleNamespace(used=1)
+    monkeypatch.setattr(meters.importlib, "import_module", lambda name: library)
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    gpu = meters.Gpu.found()
+    if asked is None:
+        assert gpu is None
+    else:
+        gpu.used_mb()
+        assert read == [asked]

@@ -24,7 +24,7 @@ from u2export.bench.crew import Worker, WorkerError
 from u2export.bench.meters import Energy, Gpu
 from u2export.bench.report import BenchReport, Latency, Mask, Ratio, Row, Throughput
 from u2export.bench.text import table
-from u2export.bench.worker import Assignment
+from u2export.bench.worker import SETTLE_SECONDS, Assignment
 from u2export.build import Phase
 from u2export.doctor import versions
 from u2export.drawn import draw
@@ -38,11 +38,14 @@ from u2export.spec import Device, PictureSpec, Precision
 
 TORCH = "torch"
 SECONDS = 30.0  # of steady measuring, all rows together
-BLOCK_SECONDS = 0.4  # of one worker's turn, at least
-LEAST_SAMPLES = 3  # of a turn
+# A turn is as short as can be: a machine's speed drifts, and two rows that follow each other
+# closely have most of that in common.
+BLOCK_SECONDS = 0.05  # of one worker's turn, at least
+LEAST_SAMPLES = 1  # of a turn
 # Before measuring may end early: it ends when an interval happens to be narrow, which few rounds
 # make likely by chance.
-FEWEST_ROUNDS = 12
+FEWEST_ROUNDS = 24
+LATER = 1.1  # rounds until it is asked again, by those so far
 MEDIAN_SAMPLES = 11  # before a median is told with 99 percent confidence; source: as in `stats`
 NARROW = 0.01  # half width of a ratio's interval at which measuring may end early
 WIDE = 0.03  # and above which longer measuring is asked for
@@ -56,7 +59,8 @@ MOST_PICTURES = 24  # that are kept in a worker's memory
 # smaller input is the same function of that input, and yet may give worse masks.
 LEAST_IOU = BUDGETS[Precision.INT8].mask_iou
 _NO_SUBJECT = "weights of random values give no masks"
-_CALIBRATION = 400_000  # values sorted in the fixed piece of work
+_CALIBRATIONS = 2  # samples of the fixed piece of work in a round
+_SORTED = 20_000  # numbers, in each
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Plan:
         batches: pictures a call, for the files that allow them; by default the fewest they take.
         seconds: of steady measuring, all rows together.
         baseline: name of the row that ratios are taken against; the first by default.
-        delays: seconds to sleep in every call, by the artifact's place; to prove that it is seen.
+        delays: share of its time that every call sleeps, by the artifact's place; to prove that it
+            is seen.
         command: what was typed.
     """
 
@@ -94,6 +99,15 @@ class Plan:
     command: str = ""
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """What one turn gave: ms, processor ms a picture, share of the time spent waiting."""
+
+    samples: list[float]
+    cpu_ms: float
+    waited: float
+
+
 @dataclass
 class _Lane:
     """A row while it is being measured."""
@@ -104,13 +118,24 @@ class _Lane:
     precision: Precision | None = None
     worker: Worker | None = None
     told: dict[str, Any] = field(default_factory=dict)
-    blocks: list[list[float]] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    rounds: list[_Turn] = field(default_factory=list)
+    calm: list[int] = field(default_factory=list)  # places of the rounds that count
     joules: float = 0.0
     pictures: int = 0  # that took those joules
     answers: dict[str, Array] = field(default_factory=dict)
     failed: str = ""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> list[list[float]]:
+        """The samples of the rounds that count."""
+        return [self.rounds[place].samples for place in self.calm]
+
+    @property
+    def disturbed(self) -> list[list[float]]:
+        """The samples of the other rounds."""
+        left = sorted(set(range(len(self.rounds))).difference(self.calm))
+        return [self.rounds[place].samples for place in left]
 
 
 def measure(plan: Plan, phase: Phase = lambda name: None) -> tuple[BenchReport, list[Shown]]:
@@ -387,7 +412,7 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
         The fixed work's samples, ms, a block a round.
     """
     calibration: list[list[float]] = []
-    order, begun = random.Random(0), time.perf_counter()
+    order, begun, ask = random.Random(0), time.perf_counter(), float(FEWEST_ROUNDS)
     while True:
         calibration.append(_calibrate())
         for lane in _able(order.sample(lanes, len(lanes))):  # nobody always follows the same
@@ -399,18 +424,24 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
                 if joules is not None:
                     lane.joules += joules
                     lane.pictures += found["pictures"]
-                lane.blocks.append(found["samples"])
-                lane.cpu.append(found["cpu_ms"])
+                lane.rounds.append(_Turn(found["samples"], found["cpu_ms"], found["waited"]))
+        able = _able(lanes)
+        calm = stats.calm([[turn.waited for turn in lane.rounds] for lane in able])
+        for lane in able:
+            lane.calm = calm
         passed = time.perf_counter() - begun
         phase(f"measuring in turns, {passed:.0f} of at most {plan.seconds:.0f} s")
         enough = passed >= plan.seconds and len(calibration) >= stats.FEWEST
-        if enough or not _able(lanes) or _narrow(lanes, plan):
+        if enough or not able:
             return calibration
+        if len(calibration) >= ask:
+            if _narrow(lanes, plan):
+                return calibration
+            ask *= LATER
 
 
 def _narrow(lanes: list[_Lane], plan: Plan) -> bool:
-    able = _able(lanes)
-    if len(able[0].blocks) < FEWEST_ROUNDS or any(_count(lane) < MEDIAN_SAMPLES for lane in able):
+    if any(_count(lane) < MEDIAN_SAMPLES for lane in _able(lanes)):
         return False
     return _width(lanes, _baseline(lanes, plan)) <= NARROW
 
@@ -432,13 +463,17 @@ def _width(lanes: list[_Lane], baseline: _Lane | None) -> float:
 
 
 def _calibrate() -> list[float]:
-    """Do a fixed piece of work on one thread, three times; ms each."""
-    values = np.random.default_rng(0).random(_CALIBRATION)
+    """Do a fixed piece of work on one thread, a few times; ms each.
+
+    Python's own sort: a library's would be other work with each of its releases, and with each
+    kind of processor. It waits first, since the threads of who was last may still be spinning.
+    """
+    numbers = random.Random(0).sample(range(_SORTED), _SORTED)
+    time.sleep(SETTLE_SECONDS)
     samples = []
-    for _ in range(3):
-        work = values.copy()
+    for _ in range(_CALIBRATIONS):
         begun = time.perf_counter()
-        work.sort()
+        sorted(numbers)
         samples.append(1e3 * (time.perf_counter() - begun))
     return samples
 
@@ -627,9 +662,10 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
     facts = lane.artifact.facts if lane.artifact else None
     swept, events = told.get("throughput") or {}, told.get("on_device") or []
     best = max(swept, key=lambda how: float(swept[how]), default="")
+    cpu = [lane.rounds[place].cpu_ms for place in lane.calm]
     latency: Latency | None = None
     if lane.blocks and not lane.failed:
-        latency = stats.latency(lane.blocks)
+        latency = stats.latency(lane.blocks, lane.disturbed)
     return Row(
         name=lane.name,
         file=printable(lane.file.name),
@@ -654,7 +690,7 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
         gpu_mb=told.get("gpu_mb"),
         gpu_ms=float(np.median(events)) if events else None,
         gpu_samples=tuple(events),
-        cpu_ms=float(np.median(lane.cpu)) if lane.cpu else None,
+        cpu_ms=float(np.median(cpu)) if cpu else None,
         joules=lane.joules / lane.pictures if lane.pictures else None,
         mask=mask if isinstance(mask, Mask) else None,
         unjudged=mask if isinstance(mask, str) and not lane.failed else "",
@@ -673,7 +709,14 @@ def _notes(lanes: list[_Lane], baseline: _Lane | None, plan: Plan) -> Iterator[s
             f"the widest interval reaches {width:.1%} to each side of its ratio: "
             f"--duration {need:.0f} would narrow it"
         )
-    few = [lane.name for lane in _able(lanes) if _count(lane) < MEDIAN_SAMPLES]
+    able = _able(lanes)
+    if able and len(able[0].calm) < len(able[0].rounds):
+        left = len(able[0].rounds) - len(able[0].calm)
+        yield (
+            f"in {left} of {len(able[0].rounds)} rounds another process took the cores: "
+            "they count for nothing"
+        )
+    few = [lane.name for lane in able if _count(lane) < MEDIAN_SAMPLES]
     if few:
         yield f"fewer than {MEDIAN_SAMPLES} samples, too few for a sure median: {', '.join(few)}"
     if len(plan.pictures) > MOST_PICTURES:

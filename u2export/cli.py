@@ -474,7 +474,7 @@ def bench(
 
     most, earlier = benching.share(max_slowdown), reports.read(baseline) if baseline else None
     if earlier:
-        regress.same_machine(machine.described(), earlier.machine)
+        regress.comparable(machine.described(), earlier)
     plan = benching.Plan(
         artifacts=tuple(artifacts),
         pictures=tuple(running.pictures_in(pictures or [])),

@@ -108,7 +108,13 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, list[str]]:
 
 
 def compiled_folder() -> Path:
-    """Where runtimes keep compiled models: in `$U2EXPORT_CACHE`, or in the user's cache."""
+    """Where runtimes keep compiled models.
+
+    `$U2EXPORT_COMPILED`; else in `$U2EXPORT_CACHE`, or in the user's cache.
+    """
+    compiled = os.environ.get("U2EXPORT_COMPILED")
+    if compiled:
+        return Path(compiled)
     named = os.environ.get("U2EXPORT_CACHE")
     return (Path(named) if named else user_cache_path("u2export")) / "compiled"
 

@@ -37,15 +37,24 @@ class Worker:
     """A process that measures one artifact; a context manager."""
 
     def __init__(self, wanted: Assignment) -> None:
-        """Start the process; it loads nothing before it is told to."""
+        """Start the process; it loads nothing before it is told to.
+
+        It finds no compiled models from before, so that what loading takes, in time and in memory,
+        does not depend on what was run earlier.
+        """
         self._wanted = wanted
+        self._compiled = tempfile.TemporaryDirectory(prefix="u2export-compiled-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "U2EXPORT_COMPILED": self._compiled.name,
+            },
         )
 
     @property
@@ -115,6 +124,7 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._log.close()
+        self._compiled.cleanup()
 
     def __enter__(self) -> Worker:
         """Give the worker itself."""

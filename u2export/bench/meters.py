@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,27 @@ class Energy:
 class Gpu:
     """An NVIDIA GPU, as its management library sees it."""
 
-    def __init__(self, library: Any, index: int = 0) -> None:
-        """Take a library that was started."""
+    def __init__(self, library: Any, handle: Any) -> None:
+        """Take a library that was started, and its handle of the GPU."""
         self._library = library
-        self._handle = library.nvmlDeviceGetHandleByIndex(index)
+        self._handle = handle
 
     @classmethod
     def found(cls) -> Gpu | None:
-        """The first GPU; None without one, or without `nvidia-ml-py`."""
+        """The GPU that CUDA calls its first.
+
+        None without one, without `nvidia-ml-py`, and where it is not sure which of several it is.
+        """
         try:
             library = importlib.import_module("pynvml")
         except ModuleNotFoundError:
             return None
         try:
             library.nvmlInit()
-            return cls(library)
+            handle = _first(library)
         except library.NVMLError:
             return None
+        return None if handle is None else cls(library, handle)
 
     def used_mb(self) -> float | None:
         """Memory in use, of everybody's; None for a GPU that has none of its own."""
@@ -99,6 +104,29 @@ class Gpu:
             return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle)) * _MILLI
         except self._library.NVMLError:
             return None
+
+
+def _first(library: Any) -> Any | None:
+    """The handle of CUDA's first GPU; None where nothing tells which it is.
+
+    The management library counts GPUs by their place on the bus and knows nothing of
+    CUDA_VISIBLE_DEVICES; CUDA counts the fastest first unless CUDA_DEVICE_ORDER says otherwise,
+    which comes to the same where all GPUs are alike.
+
+    Source:
+        CUDA C++ Programming Guide, environment variables.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if first.startswith(("GPU-", "MIG-")):
+        return library.nvmlDeviceGetHandleByUUID(first)
+    if not first.isdecimal():  # none is visible
+        return None
+    handles = [
+        library.nvmlDeviceGetHandleByIndex(place) for place in range(library.nvmlDeviceGetCount())
+    ]
+    alike = len({library.nvmlDeviceGetName(one) for one in handles}) == 1
+    known = alike or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    return handles[int(first)] if known and int(first) < len(handles) else None
 
 
 def _package(zone: Path) -> bool:

@@ -206,14 +206,14 @@ def recommend(report: BenchReport, limits: Limits) -> Recommendation:
     name. A row whose mask is wrong or was not compared is never chosen.
     """
     fitting = [row for row in report.rows if row.right and not _misses(row, limits)]
-    tied = _tied(fitting)
-    winner = min(tied, key=_thrift, default=None)
+    equal = tied(fitting)
+    winner = min(equal, key=_thrift, default=None)
     near = None if winner else _nearest(report.rows, limits)
     losers = [row for row in report.rows if row is not winner]
     return Recommendation(
         winner=winner.name if winner else "",
         front=_front([row for row in report.rows if row.right]),
-        lost=tuple(Lost(name=row.name, why=_why(row, winner, tied, limits)) for row in losers),
+        lost=tuple(Lost(name=row.name, why=_why(row, winner, equal, limits)) for row in losers),
         nearest=near.name if near else "",
         distance=tuple(miss.distance for miss in _misses(near, limits)) if near else (),
     )
@@ -244,7 +244,7 @@ def _interval(row: Row) -> tuple[float, float]:
     return row.latency.low / row.batch, row.latency.high / row.batch
 
 
-def _tied(rows: Sequence[Row]) -> list[Row]:
+def tied(rows: Sequence[Row]) -> list[Row]:
     """The fastest first, then those that cannot be told from it."""
     ordered = sorted(rows, key=lambda row: (_LATENCY.rank(row), row.name))
     if not ordered:
@@ -302,14 +302,14 @@ def _dominates(one: tuple[tuple[float, ...], ...], other: tuple[tuple[float, ...
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def _why(row: Row, winner: Row | None, tied: Sequence[Row], limits: Limits) -> tuple[str, ...]:
-    """Why a row was not chosen; `tied` has the fastest that fits first."""
+def _why(row: Row, winner: Row | None, equal: Sequence[Row], limits: Limits) -> tuple[str, ...]:
+    """Why a row was not chosen; `equal` has the fastest that fits first."""
     if row.failed:
         return (f"failed: {row.failed}",)
     against = (*_wrong(row), *(miss.phrase for miss in _misses(row, limits)))
     if against or winner is None:
         return against
-    return (_beaten(row, winner) if row in tied else _slower(row, winner, tied[0]),)
+    return (_beaten(row, winner) if row in equal else _slower(row, winner, equal[0]),)
 
 
 def _wrong(row: Row) -> tuple[str, ...]:

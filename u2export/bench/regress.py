@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from u2export.bench.report import BenchReport, Row
+from u2export.bench.report import SCHEMA, BenchReport, Row
 from u2export.bench.stats import FEWEST, interval
 from u2export.errors import InputError, ParityError
 
 LEAST_MS = 0.2  # a slowdown of less is none that anybody could tell
-SAME = ("processor", "usable CPUs", "GPUs")  # what makes it the same machine
+SAME = ("processor", "features", "usable CPUs", "GPUs")  # what makes it the same machine
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ def changes(now: BenchReport, then: BenchReport, most: float) -> list[Change]:
         most: the largest slowdown that counts as none, as a share: 0.1 for 10 %.
 
     Raises:
-        InputError: the earlier report is of another machine, or has no row in common.
+        InputError: the earlier report is of another machine, cannot tell how fast it was, or has
+            no row in common.
     """
-    same_machine(now.machine, then.machine)
+    comparable(now.machine, then)
     old = {_key(row): row for row in then.rows if row.latency}
     pairs = [(row, old[_key(row)]) for row in now.rows if row.latency and _key(row) in old]
     if not pairs:
@@ -61,18 +62,29 @@ def changes(now: BenchReport, then: BenchReport, most: float) -> list[Change]:
     return [_change(row, before, _speed(now, then, row), most) for row, before in pairs]
 
 
-def same_machine(now: Mapping[str, str], then: Mapping[str, str]) -> None:
-    """Refuse facts of two machines.
+def comparable(here: Mapping[str, str], then: BenchReport) -> None:
+    """Refuse a report that a new one of this machine could not be compared with.
+
+    Args:
+        here: facts of this machine.
+        then: the earlier report.
 
     Raises:
-        InputError: they are of two.
+        InputError: it is of another machine, or its fixed piece of work was another.
     """
     for fact in SAME:
-        here, there = now.get(fact, "none"), then.get(fact, "none")
-        if here != there:
+        ours, theirs = here.get(fact, "none"), then.machine.get(fact, "none")
+        if ours != theirs:
             raise InputError(
-                f"the baseline was measured on another machine: its {fact} is {there}, here {here}"
+                f"the baseline was measured on another machine: {fact}: {theirs}, here {ours}"
             )
+    ours, theirs = (one.get("python", "none") for one in (here, then.machine))
+    if then.schema_version != SCHEMA or ours != theirs:
+        raise InputError(
+            f"the baseline's fixed piece of work was another (schema {then.schema_version}, Python "
+            f"{theirs}; now schema {SCHEMA}, Python {ours}), so how fast the machine was each time "
+            "cannot be compared: measure the baseline again"
+        )
 
 
 def told(change: Change) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from u2export.errors import InputError
 from u2export.parity.report import Fact
 
-SCHEMA = 1
+SCHEMA = 2  # from 2 on the fixed piece of work is Python's own sort
 STAGES = ("decode", "resize", "normalise", "infer", "stretch", "upsample", "encode")
 
 
@@ -26,6 +26,8 @@ class Latency(Fact):
         high: upper end.
         p90: None where there are too few samples to tell; so the others.
         blocks: the raw samples, block by block, in the order they were taken.
+        disturbed: likewise, of the rounds in which another process took the cores; they count for
+            nothing.
     """
 
     median: float
@@ -35,6 +37,7 @@ class Latency(Fact):
     p95: float | None = None
     p99: float | None = None
     blocks: tuple[tuple[float, ...], ...] = ()
+    disturbed: tuple[tuple[float, ...], ...] = ()
 
     @property
     def count(self) -> int:
@@ -95,7 +98,7 @@ class Row(Fact):
         runtime: name and version.
         ran: what really ran, in words.
         import_ms: importing the runtime.
-        load_ms: loading or compiling the model.
+        load_ms: loading or compiling the model, with none compiled before.
         first_ms: the first call.
         latency: of a call with `batch` pictures; None where nothing was measured.
         throughput: None where it was not measured.

@@ -21,6 +21,10 @@ FEWEST = 3  # values of which an interval can be told at all
 # A difference below this is none, however narrow the interval: two workers of one file differ by
 # so much through where their memory happens to lie (benchmarks/repeatability.py, A/A).
 LEAST = 0.02
+# A turn in which its threads waited for a core for more than this share of its time was another
+# process's as well; undisturbed ones wait for 0 to 2 percent.
+WAITED = 0.1
+LEAST_CALM = 0.2  # of all rounds: fewer undisturbed ones than that are no picture of the machine
 Blocks = Sequence[Sequence[float]]
 
 
@@ -38,11 +42,12 @@ class Interval:
         return (self.high - self.low) / 2 / self.value
 
 
-def latency(blocks: Blocks) -> Latency:
+def latency(blocks: Blocks, disturbed: Blocks = ()) -> Latency:
     """Sum up the samples of one row.
 
     Args:
         blocks: ms, in the order they were taken; at least one sample.
+        disturbed: those of the rounds that count for nothing; they are only kept.
     """
     samples = np.concatenate([np.asarray(block, float) for block in blocks])
     middle = interval([float(np.median(block)) for block in blocks], np.median)
@@ -55,8 +60,13 @@ def latency(blocks: Blocks) -> Latency:
     low, high = min(middle.low, median), max(middle.high, median)
     if not math.isfinite(high - low):
         low, high = float(samples.min()), float(samples.max())
-    kept = tuple(tuple(round(float(t), 4) for t in block) for block in blocks)
-    return Latency(median=median, low=low, high=high, blocks=kept, **told)
+    return Latency(
+        median=median, low=low, high=high, blocks=_kept(blocks), disturbed=_kept(disturbed), **told
+    )
+
+
+def _kept(blocks: Blocks) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(t), 4) for t in block) for block in blocks)
 
 
 def ratio(blocks: Blocks, baseline: Blocks, by: float = 1.0) -> Interval:
@@ -78,6 +88,23 @@ def ratio(blocks: Blocks, baseline: Blocks, by: float = 1.0) -> Interval:
     return Interval(*(by * float(np.exp(v)) for v in (found.value, found.low, found.high)))
 
 
+def calm(waited: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the rounds in which no other process took the cores.
+
+    Two rows do not suffer alike from that, so what it does to them says nothing of either.
+
+    Args:
+        waited: of each row, of each round: the time its threads waited for a core, by the time
+            its calls took.
+
+    Returns:
+        All places, where the undisturbed ones are too few.
+    """
+    rounds = list(range(len(waited[0]))) if waited else []
+    found = [place for place in rounds if max(row[place] for row in waited) <= WAITED]
+    return found if len(found) >= max(FEWEST, LEAST_CALM * len(rounds)) else rounds
+
+
 def verdict(found: Interval, least: float = LEAST) -> str:
     """Say `faster` or `slower` where interval and size agree; else `no difference`."""
     if found.low > 1 and found.value > 1 + least:
@@ -90,16 +117,20 @@ def verdict(found: Interval, least: float = LEAST) -> str:
 def interval(
     values: Sequence[float] | NDArray[np.floating],
     statistic: Callable[..., NDArray[np.floating] | float],
+    *,
+    independent: bool = False,
 ) -> Interval:
-    """Bootstrap the interval of a statistic of independent values; endless for fewer than three.
+    """Bootstrap the interval of a statistic; endless for fewer than three values.
 
     Few values make the bootstrap too narrow: it takes the spread of those it has, which is
     sqrt((n-1)/n) of what it should be, and the normal distribution's tails instead of Student's.
-    Both are made good by widening.
+    Values that resemble the one before are worth fewer than they are, too: a machine's speed
+    drifts. All three are made good by widening.
 
     Args:
-        values: one a round.
+        values: one a round, in the order of the rounds.
         statistic: takes an array and `axis`.
+        independent: the values are known to have nothing to do with those before.
     """
     values = np.asarray(values, float)
     count, value = len(values), float(statistic(values, axis=0))
@@ -110,9 +141,29 @@ def interval(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     wider = np.sqrt(count / (count - 1)) * _student(count - 1) / _NORMAL
+    if not independent:
+        alike = _alike(values)
+        wider *= np.sqrt((1 + alike) / (1 - alike))
     return Interval(value, value - wider * (value - low), value + wider * (high - value))
 
 
+def _alike(values: NDArray[np.floating]) -> float:
+    """How much values resemble the one before: correlation of ranks, which outliers leave alone.
+
+    Source:
+        Bayley and Hammersley, 1946, The "effective" number of independent observations in an
+        autocorrelated time series: n values of which each depends so on the one before tell as
+        much as n (1-r) / (1+r) independent ones. Kendall, 1954, Note on bias in the estimation of
+        autocorrelation: too low by (1+3r)/n.
+    """
+    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float)
+    ranks -= ranks.mean()
+    found = float((ranks[1:] * ranks[:-1]).sum() / max((ranks**2).sum(), 1.0))
+    found += (1 + 3 * found) / len(values)
+    return min(max(found, 0.0), _MOST_ALIKE)
+
+
+_MOST_ALIKE = 0.9
 _NORMAL = 1.959964  # the normal distribution's 97.5 percent point
 
 

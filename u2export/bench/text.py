@@ -9,6 +9,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Column, Table
 from rich.text import Text
 
+from u2export.bench.recommend import tied
 from u2export.bench.report import BenchReport, Ratio, Row
 from u2export.parity.words import printable
 
@@ -81,12 +82,15 @@ def cells(row: Row, report: BenchReport) -> list[str]:
 
 
 def headline(report: BenchReport) -> str:
-    """The fastest of the rows whose masks are right, or that there is none."""
+    """The fastest of the rows whose masks are right, with those as fast, or that there is none."""
     best = report.winner
     if best is None:
         return "no row was measured and has the right mask: there is no winner"
     name, time = line(best.name), number(best.per_picture)
-    return f"fastest with the right mask: {name}, {time} ms a picture"
+    equal = tied([row for row in report.rows if row.right and row.latency])
+    others = [line(row.name) for row in equal if row is not best]
+    as_fast = f"; as fast within the noise: {', '.join(others)}" if others else ""
+    return f"fastest with the right mask: {name}, {time} ms a picture{as_fast}"
 
 
 def told(report: BenchReport) -> list[str]:

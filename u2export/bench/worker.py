@@ -48,7 +48,7 @@ class Assignment(BaseModel):
         precision: of the arithmetic; what the file says if None.
         batch: pictures a call; the fewest the file takes if None.
         pictures: files.
-        delay: seconds to sleep in every call, for proving that the benchmark sees it.
+        delay: share of its time that every call sleeps, for proving that the benchmark sees it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -130,7 +130,8 @@ class Worker:
     def block(self, seconds: float, least: int) -> dict[str, Any]:
         """Take samples for a while, at least so many: ms each, and processor ms a picture.
 
-        The pictures told are of all calls, also of those before the samples.
+        The pictures told are of all calls, also of those before the samples; `waited` is the time
+        that threads waited for a core, by the time the samples took.
         """
         batches = [self._batch_of(i * self._batch) for i in range(min(len(self._inputs), 4))]
         turns = itertools.cycle(batches)
@@ -140,24 +141,31 @@ class Worker:
             self._call(next(turns))
             warm += 1
         samples: list[float] = []
-        used, begun = time.process_time(), time.perf_counter()
+        waiting, used, begun = waited_ms(), time.process_time(), time.perf_counter()
         while len(samples) < least or time.perf_counter() - begun < seconds:
             x = next(turns)
             start = time.perf_counter()
             self._call(x)
             samples.append(1e3 * (time.perf_counter() - start))
         cpu = 1e3 * (time.process_time() - used) / (len(samples) * self._batch)
-        pictures = (warm + len(samples)) * self._batch
-        return {"samples": samples, "cpu_ms": cpu, "pictures": pictures}
+        return {
+            "samples": samples,
+            "cpu_ms": cpu,
+            "pictures": (warm + len(samples)) * self._batch,
+            "waited": (waited_ms() - waiting) / sum(samples),
+        }
 
     def on_device(self, count: int) -> dict[str, Any]:
         """Samples of the network alone on a GPU, ms a call; none on a CPU."""
         return {"on_device": self._runner.on_device(self._batch_of(0), count)}
 
     def _call(self, x: Array) -> Array:
-        if self._wanted.delay:
-            time.sleep(self._wanted.delay)
-        return self._runner(x)
+        if not self._wanted.delay:
+            return self._runner(x)
+        begun = time.perf_counter()
+        y = self._runner(x)
+        time.sleep(self._wanted.delay * (time.perf_counter() - begun))
+        return y
 
     def stages(self, rounds: int) -> dict[str, Any]:
         """Median ms of each stage from file to mask, over the pictures."""
@@ -201,6 +209,23 @@ class Worker:
     def memory(self) -> dict[str, Any]:
         """The largest resident memory so far, MB: all of it, and what was there at the start."""
         return {"peak": memory("VmHWM"), "baseline": self.baseline}
+
+
+def waited_ms() -> float:
+    """How long this process's threads have been ready to run without a core to run on.
+
+    0 where the kernel does not tell.
+
+    Source:
+        Linux, Documentation/scheduler/sched-stats: the second number of `schedstat`, in ns.
+    """
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[1])
+        except (OSError, IndexError):  # a thread that is gone, a kernel that does not count
+            continue
+    return total / 1e6
 
 
 def memory(field: str) -> float:
