@@ -1,6 +1,6 @@
 """Are the benchmark's verdicts true? A/A, A/B with a known slowdown, and a machine under load.
 
-    python benchmarks/repeatability.py [--trials 100] [--rounds 40]
+    python benchmarks/repeatability.py [--trials 100] [--rounds 40] [--only trials]
 
 Trials: three workers of one file take turns, the third sleeping for 5 % of each call's time; a
 trial ends, and is judged, as `u2export bench` does. A/A must say that there is no difference in 95
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -41,6 +42,7 @@ DEMO = MODELS["u2netp-demo"]
 SIZE = 128  # pixels: small, so that a hundred trials take minutes
 SLOWER = 0.05
 ASKED = 0.95  # of the trials must say what is so
+OVERHEAD_ROUNDS = 100
 APART = 0.03  # two ratios under load, at most
 RESTARTED = 5  # trials after which the workers are new ones
 BUSY = "while True: pass"
@@ -163,20 +165,22 @@ def under_load(paths: tuple[Path, ...], seconds: float) -> dict[str, object]:
 def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
     """The harness's call by a bare call of the runner, in turns; and its memory figure."""
     artifact = registry.open_artifact(path)
-    ratios = []
+    ours: list[list[float]] = []
+    bare: list[list[float]] = []
     with Worker(assigned(path, pictures)) as worker:
         worker.open()
         with registry.open_runner(artifact) as runner:
             x = np.random.default_rng(0).random((1, 3, runner.size, runner.size), np.float32)
-            for _ in range(8):
-                found = worker.ask("block", seconds=1.0, least=4)["samples"]
-                runner(x)
-                bare = []
-                for _ in range(len(found)):
+            for turn in range(OVERHEAD_ROUNDS):
+                for party in ("ours", "bare")[:: 1 if turn % 2 else -1]:
+                    if party == "ours":
+                        ours.append(worker.ask("block", seconds=0.0, least=1)["samples"])
+                        continue
+                    runner(x)  # as the worker does before its samples
                     begun = time.perf_counter()
                     runner(x)
-                    bare.append(1e3 * (time.perf_counter() - begun))
-                ratios.append(float(np.median(found) / np.median(bare)))
+                    bare.append([1e3 * (time.perf_counter() - begun)])
+    ratio = stats.ratio(ours, bare)
     code = "from u2export.bench import worker; worker.main()"
     wanted = assigned(path, pictures)
     orders = [
@@ -191,12 +195,12 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
         text=True,
         check=True,
     )
-    ours = json.loads(done.stdout.splitlines()[-1])["peak"]
+    told = json.loads(done.stdout.splitlines()[-1])["peak"]
     theirs = int(re.findall(r"^\d+$", done.stderr, re.MULTILINE)[-1]) * 1024 / 1e6
     return {
-        "harness by bare loop": [round(r, 4) for r in ratios],
-        "median": round(float(np.median(ratios)), 4),
-        "peak memory, ours and /usr/bin/time's, MB": [round(ours, 1), round(theirs, 1)],
+        "harness by bare loop": [round(v, 4) for v in (ratio.value, ratio.low, ratio.high)],
+        "rounds": OVERHEAD_ROUNDS,
+        "peak memory, ours and /usr/bin/time's, MB": [round(told, 1), round(theirs, 1)],
     }
 
 
@@ -206,6 +210,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=40, help="of a trial, at most")
     parser.add_argument("--seconds", type=float, default=150.0, help="of each run under load")
+    parser.add_argument("--only", choices=("overhead", "trials", "under load"))
     args = parser.parse_args()
     source = weights.find(DEMO)
     with tempfile.TemporaryDirectory() as name:
@@ -216,12 +221,14 @@ def main() -> None:
             for backend in ("onnx", "openvino")
         ]
         pictures = benching.drawn_pictures(folder)
-        figures = {
-            "overhead": overhead(whole[0].path, pictures),
-            "trials": trials(small.path, pictures, args.trials, args.rounds),
-            "under load": under_load(tuple(one.path for one in whole), args.seconds),
+        parts: dict[str, Callable[[], dict[str, object]]] = {
+            "overhead": lambda: overhead(whole[0].path, pictures),
+            "trials": lambda: trials(small.path, pictures, args.trials, args.rounds),
+            "under load": lambda: under_load(tuple(one.path for one in whole), args.seconds),
         }
-    leave("repeatability", figures)
+        wanted = [args.only] if args.only else list(parts)
+        figures: dict[str, object] = {name: parts[name]() for name in wanted}
+    leave("-".join(["repeatability", *(args.only or "").split()]), figures)
 
 
 if __name__ == "__main__":
