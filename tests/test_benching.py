@@ -89,7 +89,7 @@ def test_two_runtimes_are_measured_in_turns_with_everything_told(
     assert [row.name for row in report.rows] == [ONNX, XML]
     for row in report.rows:
         assert row.failed == ""
-        assert row.latency.count >= 3 * len(row.latency.blocks)
+        assert min(map(len, row.latency.blocks)) >= benching.LEAST_SAMPLES
         assert row.latency.low <= row.latency.median <= row.latency.high
         assert set(row.stages) == set(STAGES)
         assert all(ms > 0 for ms in row.stages.values())
