@@ -160,6 +160,7 @@ def test_rounds_in_which_a_row_waited_for_a_core_count_for_nothing(
     for row in report.rows:
         assert len(row.latency.disturbed) == left
         assert len(row.latency.blocks) == rounds - left
+    assert len(report.calibration) == rounds - left
     assert set(report.rows[0].latency.disturbed) == {(777.0,)}
     assert (777.0,) not in report.rows[0].latency.blocks
     assert (

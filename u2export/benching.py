@@ -409,7 +409,7 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
     """Let the workers take turns until the intervals are narrow or the time is up.
 
     Returns:
-        The fixed work's samples, ms, a block a round.
+        The fixed work's samples, ms, a block for each round that counts.
     """
     calibration: list[list[float]] = []
     order, begun, ask = random.Random(0), time.perf_counter(), float(FEWEST_ROUNDS)
@@ -432,11 +432,10 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
         passed = time.perf_counter() - begun
         phase(f"measuring in turns, {passed:.0f} of at most {plan.seconds:.0f} s")
         enough = passed >= plan.seconds and len(calibration) >= stats.FEWEST
-        if enough or not able:
-            return calibration
-        if len(calibration) >= ask:
-            if _narrow(lanes, plan):
-                return calibration
+        asked = len(calibration) >= ask
+        if enough or not able or (asked and _narrow(lanes, plan)):
+            return [calibration[place] for place in calm] or calibration
+        if asked:
             ask *= LATER
 
 
