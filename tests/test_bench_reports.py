@@ -272,6 +272,16 @@ def test_markdown_shows_a_hostile_name_as_it_is():
     assert f"| {name} | 5 (4–7) |" in markdown.page(POOR["hostile names"])
 
 
+def test_the_headline_names_no_winner_alone_where_others_cannot_be_told_from_it():
+    close = _row("near.onnx", latency=_latency(80.5), mask=_mask(0.99))
+    slow = _row("slow.onnx", latency=_latency(160), mask=_mask(0.99))
+    wrong = _row("fooled.onnx", latency=_latency(80), mask=_wrong())
+    assert text.headline(_report(slow, close, GOOD, wrong)) == (
+        "fastest with the right mask: good.xml, 80 ms a picture; as fast within the noise: near.onnx"
+    )
+    assert "noise" not in text.headline(_report(slow, GOOD, wrong))
+
+
 def test_markdown_tells_machine_versions_calibration_date_and_command():
     assert markdown.page(FULL).endswith(
         "\n- Machine: CPU a CPU with 8 cores\n- Versions: numpy 2.4.6\n"
