@@ -273,11 +273,11 @@ def test_markdown_shows_a_hostile_name_as_it_is():
 
 
 def test_the_headline_names_no_winner_alone_where_others_cannot_be_told_from_it():
-    close = _row("near.onnx", latency=_latency(80.5), mask=_mask(0.99))
+    close = _row("n.onnx", latency=_latency(80.5), mask=_mask(0.99))
     slow = _row("slow.onnx", latency=_latency(160), mask=_mask(0.99))
     wrong = _row("fooled.onnx", latency=_latency(80), mask=_wrong())
     assert text.headline(_report(slow, close, GOOD, wrong)) == (
-        "fastest with the right mask: good.xml, 80 ms a picture; as fast within the noise: near.onnx"
+        "fastest with the right mask: good.xml, 80 ms a picture; as fast within the noise: n.onnx"
     )
     assert "noise" not in text.headline(_report(slow, GOOD, wrong))
 
