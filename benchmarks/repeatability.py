@@ -3,8 +3,8 @@
     python benchmarks/repeatability.py [--trials 100] [--rounds 40] [--only trials]
 
 Trials: three workers of one file take turns, the third sleeping for 5 % of each call's time; a
-trial ends, and is judged, as `u2export bench` does. A/A must say that there is no difference in 95
-of 100, A/B must say `slower` in 95 of 100.
+trial is judged as `u2export bench` does, and ends as early, or after so many rounds. A/A must say
+that there is no difference in 95 of 100, A/B must say `slower` in 95 of 100.
 
 Load: the same two files are measured by `u2export bench` twice, while another process keeps one
 core busy in bursts of random length; the two ratios must be within 3 % of each other.
@@ -58,7 +58,7 @@ def assigned(path: Path, pictures: tuple[Path, ...]) -> Assignment:
 
 
 def trials(path: Path, pictures: tuple[Path, ...], count: int, most: int) -> dict[str, object]:
-    """Verdicts of A/A and A/B, by how often each was given; each trial ends as `bench` ends."""
+    """Verdicts of A/A and A/B, by how often each was given; each is judged as by `bench`."""
     first = assigned(path, pictures)
     delayed = first.model_copy(update={"delay": SLOWER})
     same, slower = Trials("no difference"), Trials("slower")
@@ -79,7 +79,7 @@ def trials(path: Path, pictures: tuple[Path, ...], count: int, most: int) -> dic
             kept = [[row[place] for place in calm] for row in taken]
             pairs = [stats.ratio(kept[place], kept[0]) for place in (1, 2)]
             narrow = max(pair.half_width for pair in pairs) <= benching.NARROW
-            if narrow and len(taken[0]) >= benching.FEWEST_ROUNDS:
+            if narrow and len(calm) >= benching.FEWEST_ROUNDS:
                 break
         same.add(pairs[0], len(taken[0]))
         slower.add(pairs[1], len(taken[0]))

@@ -163,9 +163,8 @@ def test_rounds_in_which_a_row_waited_for_a_core_count_for_nothing(
     assert len(report.calibration) == rounds - left
     assert set(report.rows[0].latency.disturbed) == {(777.0,)}
     assert (777.0,) not in report.rows[0].latency.blocks
-    assert (
-        f"in {left} of {rounds} rounds another process took the cores: they count for nothing"
-        in (report.notes)
+    assert f"in {left} of {rounds} rounds threads waited for a core: they count for nothing" in (
+        report.notes
     )
 
 
@@ -184,7 +183,7 @@ def test_a_worker_tells_that_it_waited_for_a_core(folder: Path):
         for one in burning:
             one.kill()
             one.wait()
-    assert busy > 0.5  # five take turns on one core
+    assert busy > 0.3  # five take turns on one core
 
 
 def test_a_batch_is_a_row_of_its_own(folder: Path, pictures):

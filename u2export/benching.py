@@ -101,11 +101,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Turn:
-    """What one turn gave: ms, processor ms a picture, share of the time spent waiting."""
+    """What one turn gave: ms, processor ms a picture, share of the time spent waiting for a core.
+
+    And the joules that its pictures took, where they can be read.
+    """
 
     samples: list[float]
     cpu_ms: float
     waited: float
+    joules: float | None
+    pictures: int
 
 
 @dataclass
@@ -120,8 +125,6 @@ class _Lane:
     told: dict[str, Any] = field(default_factory=dict)
     rounds: list[_Turn] = field(default_factory=list)
     calm: list[int] = field(default_factory=list)  # places of the rounds that count
-    joules: float = 0.0
-    pictures: int = 0  # that took those joules
     answers: dict[str, Array] = field(default_factory=dict)
     failed: str = ""
     notes: list[str] = field(default_factory=list)
@@ -420,11 +423,7 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
             with _surviving(lane):
                 energy.spent()
                 found = lane.worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST_SAMPLES)
-                joules = energy.spent()
-                if joules is not None:
-                    lane.joules += joules
-                    lane.pictures += found["pictures"]
-                lane.rounds.append(_Turn(found["samples"], found["cpu_ms"], found["waited"]))
+                lane.rounds.append(_Turn(**found, joules=energy.spent()))
         able = _able(lanes)
         calm = stats.calm([[turn.waited for turn in lane.rounds] for lane in able])
         for lane in able:
@@ -440,6 +439,8 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
 
 
 def _narrow(lanes: list[_Lane], plan: Plan) -> bool:
+    if len(_able(lanes)[0].calm) < FEWEST_ROUNDS:
+        return False
     if any(_count(lane) < MEDIAN_SAMPLES for lane in _able(lanes)):
         return False
     return _width(lanes, _baseline(lanes, plan)) <= NARROW
@@ -661,7 +662,8 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
     facts = lane.artifact.facts if lane.artifact else None
     swept, events = told.get("throughput") or {}, told.get("on_device") or []
     best = max(swept, key=lambda how: float(swept[how]), default="")
-    cpu = [lane.rounds[place].cpu_ms for place in lane.calm]
+    turns = [lane.rounds[place] for place in lane.calm]
+    metered = [(turn.joules, turn.pictures) for turn in turns if turn.joules is not None]
     latency: Latency | None = None
     if lane.blocks and not lane.failed:
         latency = stats.latency(lane.blocks, lane.disturbed)
@@ -689,8 +691,8 @@ def _row(lane: _Lane, plan: Plan, mask: Mask | str) -> Row:
         gpu_mb=told.get("gpu_mb"),
         gpu_ms=float(np.median(events)) if events else None,
         gpu_samples=tuple(events),
-        cpu_ms=float(np.median(cpu)) if cpu else None,
-        joules=lane.joules / lane.pictures if lane.pictures else None,
+        cpu_ms=float(np.median([turn.cpu_ms for turn in turns])) if turns else None,
+        joules=sum(j for j, _ in metered) / sum(n for _, n in metered) if metered else None,
         mask=mask if isinstance(mask, Mask) else None,
         unjudged=mask if isinstance(mask, str) and not lane.failed else "",
         failed=lane.failed,
@@ -709,11 +711,15 @@ def _notes(lanes: list[_Lane], baseline: _Lane | None, plan: Plan) -> Iterator[s
             f"--duration {need:.0f} would narrow it"
         )
     able = _able(lanes)
-    if able and len(able[0].calm) < len(able[0].rounds):
-        left = len(able[0].rounds) - len(able[0].calm)
-        yield (
-            f"in {left} of {len(able[0].rounds)} rounds another process took the cores: "
-            "they count for nothing"
+    rounds = len(able[0].rounds) if able else 0
+    waiting = [
+        place for place in range(rounds) if max(o.rounds[place].waited for o in able) > stats.WAITED
+    ]
+    if waiting:
+        told = f"in {len(waiting)} of {rounds} rounds threads waited for a core"
+        counted = len(able[0].calm) == rounds
+        yield f"{told}: " + (
+            "too few were undisturbed, so all count" if counted else "they count for nothing"
         )
     few = [lane.name for lane in able if _count(lane) < MEDIAN_SAMPLES]
     if few:

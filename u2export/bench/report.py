@@ -26,7 +26,7 @@ class Latency(Fact):
         high: upper end.
         p90: None where there are too few samples to tell; so the others.
         blocks: the raw samples, block by block, in the order they were taken.
-        disturbed: likewise, of the rounds in which another process took the cores; they count for
+        disturbed: likewise, of the rounds in which threads waited for a core; these count for
             nothing.
     """
 
@@ -98,7 +98,7 @@ class Row(Fact):
         runtime: name and version.
         ran: what really ran, in words.
         import_ms: importing the runtime.
-        load_ms: loading or compiling the model, with none compiled before.
+        load_ms: loading or compiling the model; OpenVINO with none compiled before.
         first_ms: the first call.
         latency: of a call with `batch` pictures; None where nothing was measured.
         throughput: None where it was not measured.

@@ -21,9 +21,9 @@ FEWEST = 3  # values of which an interval can be told at all
 # A difference below this is none, however narrow the interval: two workers of one file differ by
 # so much through where their memory happens to lie (benchmarks/repeatability.py, A/A).
 LEAST = 0.02
-# A turn in which its threads waited for a core for more than this share of its time was another
-# process's as well; undisturbed ones wait for 0 to 2 percent.
-WAITED = 0.1
+# A turn in which its threads waited for a core for more than this share of its time was not theirs
+# alone; undisturbed ones wait for 0 to 1 percent.
+WAITED = 0.05
 LEAST_CALM = 0.2  # of all rounds: fewer undisturbed ones than that are no picture of the machine
 Blocks = Sequence[Sequence[float]]
 
@@ -50,7 +50,7 @@ def latency(blocks: Blocks, disturbed: Blocks = ()) -> Latency:
         disturbed: those of the rounds that count for nothing; they are only kept.
     """
     samples = np.concatenate([np.asarray(block, float) for block in blocks])
-    middle = interval([float(np.median(block)) for block in blocks], np.median)
+    middle = _multiplied(interval(np.log([np.median(block) for block in blocks]), np.median))
     told = {
         name: float(np.percentile(samples, percent))
         for name, (percent, needed) in NEEDED.items()
@@ -84,7 +84,11 @@ def ratio(blocks: Blocks, baseline: Blocks, by: float = 1.0) -> Interval:
     """
     pairs = zip(blocks, baseline, strict=True)
     ratios = [float(np.median(a) / np.median(b)) for a, b in pairs]
-    found = interval(np.log(ratios), _typical)
+    return _multiplied(interval(np.log(ratios), _typical), by)
+
+
+def _multiplied(found: Interval, by: float = 1.0) -> Interval:
+    """Undo the logarithm, in which an interval was taken so that it cannot reach below 0."""
     return Interval(*(by * float(np.exp(v)) for v in (found.value, found.low, found.high)))
 
 
@@ -94,8 +98,7 @@ def calm(waited: Sequence[Sequence[float]]) -> list[int]:
     Two rows do not suffer alike from that, so what it does to them says nothing of either.
 
     Args:
-        waited: of each row, of each round: the time its threads waited for a core, by the time
-            its calls took.
+        waited: of each row, of each round: the share of its time that a thread waited for a core.
 
     Returns:
         All places, where the undisturbed ones are too few.

@@ -23,6 +23,7 @@ from u2export import artifact as artifacts
 from u2export import pipeline, registry
 from u2export.backend import Array, Runner
 from u2export.errors import U2ExportError
+from u2export.machine import usable_cpus
 from u2export.spec import MAX_PIXELS, Device, PictureSpec, Precision
 
 # Before the samples of a block: caches and clocks were another worker's, and onnxruntime's threads
@@ -131,7 +132,7 @@ class Worker:
         """Take samples for a while, at least so many: ms each, and processor ms a picture.
 
         The pictures told are of all calls, also of those before the samples; `waited` is the time
-        that threads waited for a core, by the time the samples took.
+        that a thread waited for a core, by the time the samples took.
         """
         batches = [self._batch_of(i * self._batch) for i in range(min(len(self._inputs), 4))]
         turns = itertools.cycle(batches)
@@ -147,12 +148,13 @@ class Worker:
             start = time.perf_counter()
             self._call(x)
             samples.append(1e3 * (time.perf_counter() - start))
+        threads = min(self._wanted.threads or usable_cpus(), usable_cpus())
         cpu = 1e3 * (time.process_time() - used) / (len(samples) * self._batch)
         return {
             "samples": samples,
             "cpu_ms": cpu,
             "pictures": (warm + len(samples)) * self._batch,
-            "waited": (waited_ms() - waiting) / sum(samples),
+            "waited": _grown(waiting, waited_ms()) / (sum(samples) * threads),
         }
 
     def on_device(self, count: int) -> dict[str, Any]:
@@ -211,21 +213,26 @@ class Worker:
         return {"peak": memory("VmHWM"), "baseline": self.baseline}
 
 
-def waited_ms() -> float:
-    """How long this process's threads have been ready to run without a core to run on.
+def waited_ms() -> dict[str, float]:
+    """How long each of this process's threads has been ready to run without a core to run on.
 
-    0 where the kernel does not tell.
+    Nothing where the kernel does not tell.
 
     Source:
         Linux, Documentation/scheduler/sched-stats: the second number of `schedstat`, in ns.
     """
-    total = 0
+    found = {}
     for task in Path("/proc/self/task").glob("*/schedstat"):
         try:
-            total += int(task.read_text().split()[1])
+            found[task.parent.name] = int(task.read_text().split()[1]) / 1e6
         except (OSError, IndexError):  # a thread that is gone, a kernel that does not count
             continue
-    return total / 1e6
+    return found
+
+
+def _grown(before: dict[str, float], after: dict[str, float]) -> float:
+    """What was added, all threads together; one that is new began at 0."""
+    return sum(value - before.get(thread, 0.0) for thread, value in after.items())
 
 
 def memory(field: str) -> float:
