@@ -33,18 +33,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from u2export import checkpoint, u2net, weights
+from u2export.parity.budgets import judge
 from u2export.parity.metrics import compare
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
+from u2export.run import pictures_in
 from u2export.spec import MODELS
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 PATCHES = 1500  # of each picture, for a layer's second moments
 DAMPING = 0.01  # of the second moments' mean, added to their diagonal
 LARGEST = 127  # of a signed weight
 LEVELS = 255  # steps of an unsigned activation
 FLOAT_TAIL = "outconv"  # one channel of six: kept as it is
-PROBES = 1
 
 
 class Emulation:
@@ -108,12 +108,11 @@ class Emulation:
         with self._hooked(note):
             for x in track(pictures, "foretelling"):
                 y = self.network(x.clone().requires_grad_(True))
-                for probe in range(PROBES):
-                    signs = torch.randint(0, 2, y.shape, generator=draw) * 2.0 - 1
-                    (y * signs).sum().backward(retain_graph=probe < PROBES - 1)
+                signs = torch.randint(0, 2, y.shape, generator=draw) * 2.0 - 1
+                (y * signs).sum().backward()
                 for name, out in outputs.items():
                     assert out.grad is not None
-                    seen = (out.grad**2).sum((0, 2, 3)) / (PROBES * y.numel())
+                    seen = (out.grad**2).sum((0, 2, 3)) / y.numel()
                     effect[name] = effect.get(name, 0) + seen
         found = {}
         for name, module in self.convolutions.items():
@@ -224,18 +223,21 @@ def compensated(weight: Tensor, moment: Tensor) -> Tensor:
 
 def pictures_of(folder: Path, spec: Any) -> list[Tensor]:
     """The pictures of a folder as the network takes them, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = pictures_in([folder])
     return [torch.from_numpy(preprocess(open_picture(path), spec)) for path in paths]
 
 
 def judged(expected: list[np.ndarray], found: list[np.ndarray]) -> dict[str, float]:
     """How the masks compare."""
     apart = [compare(a, b) for a, b in zip(expected, found, strict=True)]
-    ious = [one.mask_iou for one in apart]
+    total = judge(apart, [float(np.ptp(one)) for one in expected])
+    assert total.mask_iou is not None
+    assert total.worst_iou is not None
+    assert total.mask_mae is not None
     return {
-        "mask IoU": round(float(np.mean(ious)), 4),
-        "worst": round(min(ious), 4),
-        "MAE": round(float(np.mean([one.mask_mae for one in apart])), 5),
+        "mask IoU": round(total.mask_iou, 4),
+        "worst": round(total.worst_iou, 4),
+        "MAE": round(total.mask_mae, 5),
     }
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -425,7 +426,7 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
                 found = lane.worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST_SAMPLES)
                 lane.rounds.append(_Turn(**found, joules=energy.spent()))
         able = _able(lanes)
-        calm = stats.calm([[turn.waited for turn in lane.rounds] for lane in able])
+        calm = stats.calm(_waited(able))
         for lane in able:
             lane.calm = calm
         passed = time.perf_counter() - begun
@@ -436,6 +437,10 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
             return [calibration[place] for place in calm] or calibration
         if asked:
             ask *= LATER
+
+
+def _waited(lanes: list[_Lane]) -> list[list[float]]:
+    return [[turn.waited for turn in lane.rounds] for lane in lanes]
 
 
 def _narrow(lanes: list[_Lane], plan: Plan) -> bool:
@@ -468,7 +473,7 @@ def _calibrate() -> list[float]:
     Python's own sort: a library's would be other work with each of its releases, and with each
     kind of processor. It waits first, since the threads of who was last may still be spinning.
     """
-    numbers = random.Random(0).sample(range(_SORTED), _SORTED)
+    numbers = _unsorted()
     time.sleep(SETTLE_SECONDS)
     samples = []
     for _ in range(_CALIBRATIONS):
@@ -476,6 +481,11 @@ def _calibrate() -> list[float]:
         sorted(numbers)
         samples.append(1e3 * (time.perf_counter() - begun))
     return samples
+
+
+@cache
+def _unsorted() -> list[int]:
+    return random.Random(0).sample(range(_SORTED), _SORTED)
 
 
 def _finish(lane: _Lane, folder: Path, sweep: float, phase: Phase) -> None:
@@ -712,9 +722,7 @@ def _notes(lanes: list[_Lane], baseline: _Lane | None, plan: Plan) -> Iterator[s
         )
     able = _able(lanes)
     rounds = len(able[0].rounds) if able else 0
-    waiting = [
-        place for place in range(rounds) if max(o.rounds[place].waited for o in able) > stats.WAITED
-    ]
+    waiting = stats.disturbed(_waited(able))
     if waiting:
         told = f"in {len(waiting)} of {rounds} rounds threads waited for a core"
         counted = len(able[0].calm) == rounds

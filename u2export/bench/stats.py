@@ -103,9 +103,14 @@ def calm(waited: Sequence[Sequence[float]]) -> list[int]:
     Returns:
         All places, where the undisturbed ones are too few.
     """
-    rounds = list(range(len(waited[0]))) if waited else []
-    found = [place for place in rounds if max(row[place] for row in waited) <= WAITED]
+    rounds, left = (list(range(len(waited[0]))) if waited else []), set(disturbed(waited))
+    found = [place for place in rounds if place not in left]
     return found if len(found) >= max(FEWEST, LEAST_CALM * len(rounds)) else rounds
+
+
+def disturbed(waited: Sequence[Sequence[float]]) -> list[int]:
+    """Places of the rounds in which a row's threads waited for a core; takes what `calm` takes."""
+    return [place for place, row in enumerate(zip(*waited, strict=True)) if max(row) > WAITED]
 
 
 def verdict(found: Interval, least: float = LEAST) -> str:
