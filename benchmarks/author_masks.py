@@ -22,8 +22,8 @@ from PIL import Image
 from report import leave
 
 from u2export import checkpoint, registry, weights
+from u2export.metrics import Difference, compare
 from u2export.parity.emulate import half_precision
-from u2export.parity.metrics import Difference, compare
 from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, PictureSpec
 

@@ -18,7 +18,8 @@ from rich.progress import track
 
 from u2export import build, registry, weights
 from u2export.backend import Array, Runner
-from u2export.parity.budgets import BUDGETS, excess, judge
+from u2export.metrics import judge
+from u2export.parity.budgets import BUDGETS, excess
 from u2export.parity.stages import Side, follow, part
 from u2export.spec import MODELS, ExportSpec, Precision
 

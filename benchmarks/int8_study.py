@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from u2export import checkpoint, u2net, weights
-from u2export.parity.budgets import judge
-from u2export.parity.metrics import compare
+from u2export.metrics import compare, judge
 from u2export.pipeline import open_picture, preprocess
 from u2export.progress import say
 from u2export.run import pictures_in

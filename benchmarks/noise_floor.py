@@ -28,8 +28,7 @@ from u2export.artifact import Artifact
 from u2export.backend import Array
 from u2export.drawn import draw
 from u2export.machine import usable_cpus
-from u2export.parity.budgets import MIN_CONTRAST
-from u2export.parity.metrics import compare
+from u2export.metrics import MIN_CONTRAST, compare
 from u2export.spec import MODELS, ExportSpec, Precision
 
 DRAWN = range(2_000_000, 2_000_016)  # seeds that no weights were trained on and no check judges

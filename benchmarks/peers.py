@@ -40,7 +40,7 @@ from u2export.bench.worker import SETTLE_SECONDS, Assignment
 from u2export.benching import drawn_pictures
 from u2export.graph.trace import INPUT, SALIENCY
 from u2export.machine import usable_cpus
-from u2export.parity.metrics import compare
+from u2export.metrics import compare
 from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec, Precision
 

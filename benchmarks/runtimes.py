@@ -25,7 +25,7 @@ from author_masks import MODEL, summary, u2export
 from report import leave
 
 from u2export import checkpoint, registry, weights
-from u2export.parity.metrics import compare
+from u2export.metrics import compare
 from u2export.pipeline import open_picture, preprocess
 from u2export.spec import ExportSpec, PictureSpec, Precision
 

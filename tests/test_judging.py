@@ -24,10 +24,10 @@ from u2export.artifact import Artifact
 from u2export.backend import Runner
 from u2export.errors import ArtifactError, DependencyError, InputError, ParityError
 from u2export.executed import Executed
+from u2export.metrics import boundary_f, compare, cosine
 from u2export.parity import certificate, replay
 from u2export.parity.budgets import BUDGETS, read
 from u2export.parity.cases import degenerate, drawn
-from u2export.parity.metrics import boundary_f, compare, cosine
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.stages import Side, Stage, follow, part
 from u2export.pipeline import open_picture
@@ -195,7 +195,7 @@ def _report(*candidates: CandidateResult, allow_missing: bool = False) -> Report
 
 
 def _candidate(contrast: float = 1.0, **other: object) -> CandidateResult:
-    from u2export.parity.budgets import judge
+    from u2export.metrics import judge
 
     case = CaseResult(name="a", kind="drawn", passed=True, difference=GOOD, contrast=contrast)
     known = {

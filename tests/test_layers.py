@@ -17,9 +17,9 @@ LAYERS = [
     ["spec"],
     ["artifact", "executed"],
     ["backend"],
-    ["u2net", "pipeline", "drawn", "download", "cudacall", "registry"],
+    ["u2net", "pipeline", "drawn", "download", "cudacall", "registry", "metrics"],
     ["checkpoint", "graph"],
-    ["weights"],
+    ["weights", "quant"],
     ["backends"],
     ["parity"],
     ["bench"],
@@ -30,7 +30,7 @@ LAYERS = [
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHIN = {"bench", "graph", "parity"}  # folders whose files may import each other
+WITHIN = {"bench", "graph", "parity", "quant"}  # folders whose files may import each other
 HEAVY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "onnxsim", "onnxscript"}
 HEAVY |= {"cuda", "tensorrt_rtx", "tensorrt_rtx_bindings"}
 

@@ -403,3 +403,50 @@ def test_a_kill_between_two_steps_of_publishing_never_leaves_two_halves(
         assert (size > 4e6) == (found.facts.precision is Precision.FP32)
     else:
         assert step in (3, 4)
+
+
+@pytest.fixture
+def bfloat16(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Export the demo weights in bfloat16 on a CPU that has it, or not."""
+
+    def make(features: list[str]) -> Artifact:
+        monkeypatch.setattr(openvino, "cpu_features", lambda: ("x", features))
+        return build.build(
+            "openvino", ExportSpec(DEMO, 64, Precision.BF16), weights.find(DEMO), tmp_path
+        )
+
+    return make
+
+
+def test_bfloat16_is_judged_by_emulation_where_the_cpu_has_none(bfloat16, capsys):
+    artifact = bfloat16(["AVX2"])
+    assert artifact.path.name == "u2netp-demo-bf16-64.xml"
+    assert artifact.checks["not_executed"] == "this CPU has no bfloat16 arithmetic"
+    found = artifact.checks["emulated_bf16"]
+    assert 0.97 <= found["mask_iou"] < 1  # 8 digits of 24: the mask stays, and not to the last bit
+    assert found["raw_mean"] > 1e-5
+    with pytest.raises(DependencyError, match=r"no bfloat16 arithmetic; --precision fp32 runs it"):
+        registry.open_runner(artifact)
+    with registry.open_runner(artifact, precision=Precision.FP32) as runner:
+        assert set(runner.executed().share_of_macs()) == {"fp32 on cpu"}
+    assert "was built but not run on cpu" in capsys.readouterr().err
+
+
+@needs_bf16
+def test_a_bfloat16_file_runs_in_bfloat16(bfloat16):
+    with registry.open_runner(bfloat16(["BF16"])) as runner:
+        assert set(runner.executed().share_of_macs()) == {"bf16 on cpu"}
+
+
+def test_a_bfloat16_file_that_runs_in_float32_is_complained_of(bfloat16, monkeypatch):
+    artifact = bfloat16(["AVX2"])
+    monkeypatch.setattr(openvino, "cpu_features", lambda: ("x", []))  # nobody tells
+    monkeypatch.setitem(openvino.HINTS, Precision.BF16, "f32")
+    with pytest.raises(ParityError, match="asked to compute in bf16 on cpu"):
+        registry.open_runner(artifact)
+
+
+def test_onnx_has_no_bfloat16(command):
+    done = command("onnx", "--model", "u2netp-demo", "--bf16")
+    assert done.returncode == 2
+    assert "the onnx backend exports fp32, fp16, int8, not bf16" in done.stderr

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from u2export.errors import ExportError, ParityError
-from u2export.parity.budgets import BUDGETS, MIN_CONTRAST, excess, judge
+from u2export.metrics import MIN_CONTRAST, Difference, compare, iou, judge
+from u2export.parity.budgets import BUDGETS, excess
 from u2export.parity.confirm import confirm
 from u2export.parity.emulate import half_precision
-from u2export.parity.metrics import Difference, compare, iou
 from u2export.spec import MODELS, Architecture, Precision
 from u2export.u2net import U2Net
 

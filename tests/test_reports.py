@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from u2export.errors import InputError
+from u2export.metrics import Difference, Judgement
 from u2export.parity import github, html, junit, words
-from u2export.parity.budgets import Budget, Judgement
-from u2export.parity.metrics import Difference
+from u2export.parity.budgets import Budget
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.shown import Shown
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from u2export import build, registry, run, weights
+from u2export.metrics import compare
 from u2export.parity.bisect import bisect
 from u2export.parity.budgets import BUDGETS
-from u2export.parity.metrics import compare
 from u2export.parity.stages import Stage
 from u2export.pipeline import open_picture, preprocess
 from u2export.spec import MODELS, ExportSpec, Precision

@@ -25,6 +25,8 @@ from u2export.spec import Architecture, ModelSpec, PictureSpec, Precision, Resiz
 SCHEMA = 1
 FACTS_KEY = "u2export"
 DIGEST_KEY = "u2export.digest"
+# Of `Facts.build`, for int8: the share of multiply-adds in whole numbers, and how it was found.
+INT8_SHARE_KEY, QUANTIZATION_KEY = "int8_share", "quantization"
 DIGEST_MARK = "u2export-sha256:"
 SCALING = "divided by the resized picture's largest value, black stays 0"
 STRETCH = "min-max stretch, a flat map gives zeros"
@@ -51,6 +53,26 @@ class WeightsFacts(BaseModel):
         return self.name.replace(":", "") if self.origin == "random" else ""
 
 
+class QuantizationFacts(BaseModel):
+    """What was asked of int8.
+
+    Attributes:
+        calibration: sha256 of the calibration pictures' files; empty where they were drawn.
+        min_iou: least mean IoU of the masks with float32's.
+        max_mae: largest mean absolute difference of the masks.
+        best_effort: written even if it is not that good.
+        seed: of all that was drawn at random.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration: tuple[str, ...]
+    min_iou: float
+    max_mae: float
+    best_effort: bool
+    seed: int
+
+
 class Facts(BaseModel):
     """Everything needed to run a model file on a picture, and to know where it came from.
 
@@ -59,6 +81,7 @@ class Facts(BaseModel):
         outputs: 1 (d0) or 7 (d0..d6, d0 first).
         scaling: what happens between resize and mean, in words.
         output_rule: what makes a mask of the network's output, in words.
+        quantization: what was asked of int8; None in every other precision.
         tools: versions of the packages that made the file.
         build: what only its backend knows of it, such as the batch profile of an engine.
     """
@@ -82,6 +105,7 @@ class Facts(BaseModel):
     scaling: str = SCALING
     inverted: bool
     output_rule: str = STRETCH
+    quantization: QuantizationFacts | None = None
     tools: Mapping[str, str] = {}
     build: Mapping[str, str] = {}
 
@@ -154,6 +178,12 @@ class Artifact:
     def stored(self) -> Precision | None:
         """The precision of the values in the file, or None where nobody says."""
         return None if self.foreign else self.facts.precision
+
+    @property
+    def int8_share(self) -> float | None:
+        """The share of multiply-adds in whole numbers, or None where nobody says."""
+        told = self.facts.build.get(INT8_SHARE_KEY)
+        return float(told) if told else None
 
     def with_facts(self, **facts: Any) -> Artifact:
         """The same with other facts, such as another size of the input, which weights can have."""

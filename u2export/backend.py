@@ -11,10 +11,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.artifact import DIGEST_MARK, Artifact, Facts
+from u2export.artifact import DIGEST_MARK, Artifact, Facts, QuantizationFacts, sha256_of
 from u2export.errors import ExportError, InputError
 from u2export.executed import Executed
-from u2export.spec import Device, ExportSpec, Precision, RunSpec
+from u2export.spec import Device, ExportSpec, Precision, Quantization, RunSpec
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -287,6 +287,7 @@ def facts_for(
     """
     return parent.facts.model_copy(
         update={
+            "quantization": parent.facts.quantization or _quantization(spec),
             "precision": spec.precision,
             "size": spec.size,
             "batch": spec.batch,
@@ -294,4 +295,17 @@ def facts_for(
             "tools": dict(sorted({**parent.facts.tools, **tools}.items())),
             "build": dict(sorted({**parent.facts.build, **(build or {})}.items())),
         }
+    )
+
+
+def _quantization(spec: ExportSpec) -> QuantizationFacts | None:
+    if spec.precision is not Precision.INT8:
+        return None
+    asked = spec.quantization or Quantization()
+    return QuantizationFacts(
+        calibration=tuple(sorted({sha256_of(path) for path in asked.pictures})),
+        min_iou=asked.min_iou,
+        max_mae=asked.max_mae,
+        best_effort=asked.best_effort,
+        seed=asked.seed,
     )

@@ -30,8 +30,8 @@ from u2export.build import Phase
 from u2export.doctor import versions
 from u2export.drawn import draw
 from u2export.errors import DependencyError, InputError, ParityError, U2ExportError
-from u2export.parity.budgets import BUDGETS, excess, judge
-from u2export.parity.metrics import compare
+from u2export.metrics import compare, judge
+from u2export.parity.budgets import BUDGETS, excess
 from u2export.parity.shown import Shown
 from u2export.parity.words import printable
 from u2export.pipeline import check_picture, opaque, open_picture, preprocess, stretch

@@ -15,12 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from u2export import artifact as artifacts
-from u2export import registry, weights
+from u2export import machine, registry, weights
 from u2export.artifact import Artifact
 from u2export.backend import Backend, facts_for
 from u2export.errors import ArtifactError, ExportError, InputError
 from u2export.progress import say
-from u2export.spec import MODELS, ExportSpec, model_named
+from u2export.spec import MODELS, Device, ExportSpec, Precision, model_named
 
 Phase = Callable[[str], None]
 
@@ -158,6 +158,9 @@ def build(
             publish(draft, folder, out)
     except OSError as error:
         raise unwritable(target, error) from error
+    slow = machine.slow_int8() if spec.precision is Precision.INT8 else ""
+    if slow and Device.CPU in backend.devices:
+        say(f"{target.name} runs here, but {slow}: it will be little faster than fp32, if at all")
     if source.backend == "torch":
         weights.remember(source)
         note = weights.pin(source)
@@ -171,7 +174,7 @@ def _check(backend: Backend, spec: ExportSpec) -> None:
         able = ", ".join(backend.precisions)
         raise InputError(f"the {backend.name} backend exports {able}, not {spec.precision}")
     plain = ExportSpec(spec.model, spec.model.picture.size)
-    for option in ("profile", "batch", "size", "all_outputs", "opset"):
+    for option in ("profile", "batch", "size", "all_outputs", "opset", "quantization"):
         if option not in backend.options and getattr(spec, option) != getattr(plain, option):
             told = "batch MIN:OPT:MAX" if option == "profile" else option.replace("_", "-")
             raise InputError(f"the {backend.name} backend has no --{told}: leave it out")
@@ -206,7 +209,8 @@ def _inherited(spec: ExportSpec, above: Backend) -> ExportSpec:
     """The part of a request that concerns the parent."""
     known = {setting.name for setting in above.settings}
     settings = tuple((name, value) for name, value in spec.settings if name in known)
-    return dataclasses.replace(spec, profile=None, settings=settings)
+    precision = spec.precision if spec.precision in above.precisions else Precision.FP32
+    return dataclasses.replace(spec, profile=None, settings=settings, precision=precision)
 
 
 def _published(path: Path, wanted: ExportSpec, source: Artifact) -> Artifact | None:
@@ -232,7 +236,13 @@ def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -
     reason = backend.missing_device(device) or backend.unfit(draft)
     if reason:
         say(f"{draft.path.name} was built but not run on {device}: {reason}")
-        return {"not_executed": reason, "parent": {parent.path.name: dict(known)}}
+        told = {"not_executed": reason, "parent": {parent.path.name: dict(known)}}
+        if draft.facts.precision is not Precision.BF16 or source.backend != "torch":
+            return told
+        phase(f"emulating the arithmetic of {draft.path.name}")
+        from u2export.parity.confirm import emulated
+
+        return {**told, **emulated(draft, source)}
     phase(f"comparing {draft.path.name} with {source.path.name}")
     from u2export.parity.confirm import confirm  # torch: for exporting only
 

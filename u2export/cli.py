@@ -21,12 +21,15 @@ from u2export.errors import InputError, U2ExportError
 from u2export.progress import phases, say, tracked
 from u2export.spec import (
     DEFAULT_OPSET,
+    MAX_MAE,
     MAX_PIXELS,
+    MIN_IOU,
     MODELS,
     OPSETS,
     Device,
     ExportSpec,
     Precision,
+    Quantization,
     Resize,
     model_named,
     parse_batch,
@@ -116,6 +119,48 @@ _OPTIONAL: dict[str, tuple[Any, Any]] = {
         Annotated[bool, typer.Option("--all-outputs", help="Give d0..d6, d0 first.")],
         False,
     ),
+    "bf16": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--bf16", help="bfloat16 arithmetic, on CPUs that have it; see the README."
+            ),
+        ],
+        False,
+    ),
+    "int8": (
+        Annotated[bool, typer.Option("--int8", help="8-bit whole numbers that keep the mask.")],
+        False,
+    ),
+    "calibration": (
+        Annotated[
+            list[Path] | None,
+            typer.Option(
+                help="With --int8: 8 or more pictures, or folders of them, like those it will be "
+                "used on; repeatable. Half of them only judge."
+            ),
+        ],
+        None,
+    ),
+    "min_iou": (
+        Annotated[float, typer.Option(help="With --int8: of the masks with float32's, mean.")],
+        MIN_IOU,
+    ),
+    "max_mae": (
+        Annotated[float, typer.Option(help="With --int8: of the masks, mean.")],
+        MAX_MAE,
+    ),
+    "best_effort": (
+        Annotated[
+            bool,
+            typer.Option("--best-effort", help="With --int8: write it even if it misses these."),
+        ],
+        False,
+    ),
+    "seed": (
+        Annotated[int, typer.Option(help="With --int8: of what is drawn at random.")],
+        0,
+    ),
     "opset": (
         Annotated[
             int | None,
@@ -124,6 +169,7 @@ _OPTIONAL: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+_QUANTIZATION = ("calibration", "min_iou", "max_mae", "best_effort", "seed")
 _PROFILE_BATCH = Annotated[
     str, typer.Option(help="Pictures per call, 'dynamic', or the range MIN:OPT:MAX.")
 ]
@@ -131,7 +177,9 @@ _PROFILE_BATCH = Annotated[
 
 def _export_command(backend: Backend) -> Any:
     """Make the command of a backend out of what it says of itself."""
-    able = {*backend.options, *(["fp16"] if Precision.FP16 in backend.precisions else [])}
+    able = {*backend.options, *map(str, backend.precisions)}
+    if "quantization" in backend.options:
+        able |= {*_QUANTIZATION}
     options = {
         **_COMMON,
         **{
@@ -197,7 +245,8 @@ def _export(backend: Backend, given: dict[str, Any]) -> Artifact:
     spec = ExportSpec(
         wanted,
         size=wanted.picture.size if size is None else size,
-        precision=Precision.FP16 if given.get("fp16") else Precision.FP32,
+        precision=_wanted_precision(given),
+        quantization=_quantization(given),
         batch=batch,
         all_outputs=given.get("all_outputs", False),
         opset=given.get("opset"),
@@ -207,6 +256,29 @@ def _export(backend: Backend, given: dict[str, Any]) -> Artifact:
     fallback = model is None and weights is None
     with phases() as phase:
         return build.export(backend.name, spec, weights, out, fallback=fallback, phase=phase)
+
+
+def _wanted_precision(given: dict[str, Any]) -> Precision:
+    asked = [one for one in Precision if given.get(str(one))]
+    if len(asked) > 1:
+        names = " and ".join(f"--{one}" for one in asked)
+        raise InputError(f"{names} are {len(asked)} files: ask for one at a time")
+    return asked[0] if asked else Precision.FP32
+
+
+def _quantization(given: dict[str, Any]) -> Quantization | None:
+    """What int8 is asked for; None where nothing is said of it."""
+    from u2export import run as running
+
+    told = [name for name in _QUANTIZATION if given.get(name) != _OPTIONAL[name][1]]
+    if not given.get("int8"):
+        if told:
+            raise InputError(f"--{told[0].replace('_', '-')} goes with --int8: add it")
+        return None
+    return Quantization(
+        pictures=tuple(running.pictures_in(given["calibration"] or [])),
+        **{name: given[name] for name in _QUANTIZATION[1:]},
+    )
 
 
 def _listed(name: str) -> None:
@@ -306,6 +378,23 @@ def inspect_artifact(
     else:
         print(inspection.table(account, layers=layers))
     inspection.demand(account)
+
+
+@app.command()
+def sensitivity(
+    artifact: Annotated[Path, typer.Argument(help="A model file exported with --int8.")],
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots.")] = None,
+    as_json: _JSON = False,
+) -> None:
+    """Tell which layers of an int8 file stayed in float32, and why; nothing is run."""
+    from u2export import inspection
+    from u2export.artifact import check_places
+
+    check_places(html)
+    told = inspection.quantization(artifact)
+    if html is not None:
+        inspection.show_quantization(told, html)
+    print(told.account.model_dump_json(indent=1) if as_json else told.text)
 
 
 @app.command()

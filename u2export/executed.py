@@ -10,6 +10,8 @@ from u2export.errors import ParityError
 from u2export.spec import Device, Precision, RunSpec
 
 UNKNOWN = "unknown"
+MOSTLY = 0.5  # of the multiply-adds, where a file does not say how many are in whole numbers
+_ROUNDED = 0.01  # by which a share may be off: runtimes count a layer's edges differently
 _SHOWN = 3  # layers named in an error
 
 
@@ -43,6 +45,8 @@ class Executed(BaseModel):
         runtime: name and version.
         device: where it was asked to run.
         stored: the precision the file's values are stored in; None for a foreign file.
+        whole: share of the multiply-adds that an int8 file has in whole numbers; None where it
+            does not say.
         layers: in the order of execution.
     """
 
@@ -51,6 +55,7 @@ class Executed(BaseModel):
     runtime: str
     device: Device
     stored: Precision | None
+    whole: float | None = None
     layers: tuple[Layer, ...]
 
     @property
@@ -75,6 +80,19 @@ class Executed(BaseModel):
         return f"stored {self.stored or UNKNOWN}, computed {computed or 'nothing'}"
 
 
+def too_few(executed: Executed, asked: RunSpec) -> str:
+    """Say how little was in whole numbers where int8 was asked for; nothing where it was enough."""
+    if (asked.precision or executed.stored) is not Precision.INT8:
+        return ""
+    total = sum(layer.macs for layer in executed.arithmetic)
+    whole = sum(layer.macs for layer in executed.arithmetic if layer.precision == Precision.INT8)
+    least = MOSTLY if executed.whole is None else executed.whole
+    if total and whole / total >= least - _ROUNDED:
+        return ""
+    found = f"{whole / total:.1%}" if total else "nobody knows how much"
+    return f"{found} of the multiply-adds ran in int8 where {least:.1%} should"
+
+
 def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
     """List the computing layers that did something else than was asked.
 
@@ -83,6 +101,8 @@ def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
     but what it computes in must still be told.
     """
     able = {str(asked.precision or executed.stored)}
+    if str(Precision.INT8) in able:  # some layers of such a file stay as they were; see `too_few`
+        able.add(str(Precision.FP32))
     only_stored = asked.precision is None and asked.device is Device.CPU
     if only_stored and executed.stored is Precision.FP16:
         able.add(str(Precision.FP32))
@@ -105,13 +125,13 @@ def complaint(executed: Executed, asked: RunSpec, name: str) -> str:
         asked: the request.
         name: of the artifact, for the sentence.
     """
-    wrong = unasked(executed, asked)
+    wrong, lacking = unasked(executed, asked), too_few(executed, asked)
     precision = asked.precision or executed.stored or "what it tells"
     request = f"{name} was asked to compute in {precision} on {asked.device}"
     if not executed.arithmetic:
         return f"{request}, but {executed.runtime} tells of no layer that computes"
     if not wrong:
-        return ""
+        return f"{request}, but {lacking} in {executed.runtime}" if lacking else ""
     some = ", ".join(f"{layer.name} {_what(layer)}" for layer in wrong[:_SHOWN])
     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     return (

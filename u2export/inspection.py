@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -9,8 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from u2export import registry
-from u2export.errors import ParityError
+from u2export.artifact import QuantizationFacts, write_text
+from u2export.errors import ArtifactError, DependencyError, ParityError
 from u2export.executed import Executed, complaint
+from u2export.quant import account as accounts
+from u2export.quant import shown
+from u2export.quant.account import Account
 from u2export.spec import Device, Precision
 
 _WIDTH = 110
@@ -81,6 +86,51 @@ def inspect(
         macs=executed.share_of_macs(),
         complaint=complaint(executed, asked, path.name),
     )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an int8 file tells of how it came about."""
+
+    path: Path
+    account: Account
+    asked: QuantizationFacts
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        return shown.text(self.account, self.asked)
+
+
+def quantization(path: Path) -> Told:
+    """Read how an int8 artifact was brought to 8 bits.
+
+    Raises:
+        InputError: it was not.
+        ArtifactError: it was changed.
+    """
+    artifact = registry.open_artifact(path)
+    asked = artifact.facts.quantization
+    found = accounts.of(artifact)
+    if asked is None:
+        raise ArtifactError(f"{path} does not say what was asked of its 8 bits")
+    return Told(path, found, asked)
+
+
+def show_quantization(told: Told, path: Path) -> None:
+    """Write the account as a page.
+
+    Raises:
+        InputError: the place cannot be written.
+        DependencyError: what the plots need is not installed.
+    """
+    try:
+        content = shown.page(told.account, told.asked, f"{told.path.name} in 8 bits")
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"the page needs {error.name}: pip install 'u2export[parity]'"
+        ) from error
+    write_text(path, content)
 
 
 def demand(inspection: Inspection) -> None:

@@ -26,11 +26,11 @@ from u2export.artifact import Artifact, Facts, manifest_path, write_text
 from u2export.backend import Array, Runner
 from u2export.doctor import versions
 from u2export.errors import DependencyError, ExportError, InputError, ParityError, U2ExportError
+from u2export.metrics import Difference, compare, judge
 from u2export.parity import certificate, replay
-from u2export.parity.budgets import BUDGETS, Budget, excess, judge
+from u2export.parity.budgets import BUDGETS, Budget, excess
 from u2export.parity.budgets import read as read_budgets
 from u2export.parity.cases import QUICK, SEEDS, Case, degenerate, drawn, yours
-from u2export.parity.metrics import Difference, compare
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
 from u2export.parity.shown import Shown
 from u2export.parity.stages import Side, Way, decode, follow, onward, part

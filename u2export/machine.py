@@ -24,6 +24,8 @@ CPU_FEATURES = {
     "NEON": ("asimd", "neon"),
     "NEON dot product": ("asimddp",),
 }
+# With one of these a CPU multiplies 8-bit numbers several times as fast as others.
+FAST_INT8 = ("VNNI", "AMX", "NEON dot product")
 # Of NVIDIA's driver interface: CUdevice_attribute and CUresult.
 _MAJOR, _MINOR = 75, 76
 _SUCCESS = 0
@@ -107,16 +109,27 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, list[str]]:
     return facts.get("model name", ""), names
 
 
+def slow_int8(cpuinfo: Path = CPUINFO) -> str:
+    """Say why int8 is no faster on this CPU, as a phrase; empty where it is, or nobody knows."""
+    _, features = cpu_features(cpuinfo)
+    if not features or any(name in features for name in FAST_INT8):
+        return ""
+    return f"this CPU has none of {', '.join(FAST_INT8)}"
+
+
 def compiled_folder() -> Path:
     """Where runtimes keep compiled models.
 
     `$U2EXPORT_COMPILED`; else in `$U2EXPORT_CACHE`, or in the user's cache.
     """
     compiled = os.environ.get("U2EXPORT_COMPILED")
-    if compiled:
-        return Path(compiled)
+    return Path(compiled) if compiled else cache_folder() / "compiled"
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: `$U2EXPORT_CACHE`, or the user's cache folder."""
     named = os.environ.get("U2EXPORT_CACHE")
-    return (Path(named) if named else user_cache_path("u2export")) / "compiled"
+    return Path(named) if named else user_cache_path("u2export")
 
 
 def quota(cgroup: Path = CGROUP) -> float | None:

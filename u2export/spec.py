@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TypeVar
 
 from u2export.errors import InputError
@@ -88,6 +89,7 @@ RANDOM = "random:"  # what --weights takes instead of a file, followed by a seed
 # 18 is what torch's exporter writes by itself; onnxruntime, OpenVINO and TensorRT 10/11 take it.
 DEFAULT_OPSET = 18
 OPSETS = range(16, 23)
+MIN_IOU, MAX_MAE = 0.99, 0.004  # what int8 must keep of the masks, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,34 @@ def model_named(name: str) -> ModelSpec:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How 8 bits are to be found.
+
+    Attributes:
+        pictures: calibrate with these; drawn ones where there are none.
+        min_iou: least mean IoU of the masks with float32's.
+        max_mae: largest mean absolute difference of the masks, in [0,1].
+        best_effort: write the best that was found even if it is not that good.
+        seed: of all that is drawn at random.
+    """
+
+    pictures: tuple[Path, ...] = ()
+    min_iou: float = MIN_IOU
+    max_mae: float = MAX_MAE
+    best_effort: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be met."""
+        if not 0 <= self.min_iou < 1:
+            raise InputError(f"min-iou must be from 0 to below 1, got {self.min_iou:g}")
+        if not 0 < self.max_mae <= 1:
+            raise InputError(f"max-mae must be above 0 and at most 1, got {self.max_mae:g}")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
 class ExportSpec:
     """A request for an artifact.
 
@@ -231,6 +261,7 @@ class ExportSpec:
         batch: pictures per call, 1 to 1024, or None for a batch that is free at run time.
         all_outputs: the artifact gives d0..d6, d0 first, instead of d0 alone.
         opset: ONNX operator set, or None for the default.
+        quantization: how 8 bits are to be found; for int8 alone.
         profile: smallest, typical and largest batch, for a runtime that wants them; the batch is
             free between the first and the last.
         settings: what only one backend knows, as (name, value), such as ("flavour", "rtx").
@@ -244,6 +275,7 @@ class ExportSpec:
     batch: int | None = 1
     all_outputs: bool = False
     opset: int | None = None
+    quantization: Quantization | None = None
     profile: tuple[int, int, int] | None = None
     settings: tuple[tuple[str, str], ...] = ()
     variant: str = ""
@@ -262,6 +294,8 @@ class ExportSpec:
             raise InputError(f"opset must be {min(OPSETS)} to {max(OPSETS)}, got {self.opset}")
         if self.profile is not None:
             _check_profile(self.profile, self.batch)
+        if self.quantization is not None and self.precision is not Precision.INT8:
+            raise InputError("calibration and its budget are of --int8: add it, or leave them out")
 
     def setting(self, name: str) -> str | None:
         """The value of a setting, or None where it was not given."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from u2export.drawn import HELD_OUT, draw
-from u2export.parity.metrics import iou
+from u2export.metrics import iou
 from u2export.pipeline import open_picture, preprocess, stretch
 from u2export.spec import Architecture, PictureSpec, Resize
 from u2export.u2net import U2Net

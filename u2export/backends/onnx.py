@@ -6,20 +6,29 @@ import importlib.metadata
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
+from u2export.artifact import (
+    DIGEST_KEY,
+    FACTS_KEY,
+    INT8_SHARE_KEY,
+    QUANTIZATION_KEY,
+    Artifact,
+    Facts,
+    embed_digest,
+    no_digest,
+)
 from u2export.backend import Array, Backend, Runner, Tensors, facts_for
 from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda, usable_cpus
-from u2export.progress import say
-from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision, RunSpec
+from u2export.progress import say, tracked
+from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision, Quantization, RunSpec
 
 PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 DEVICES = {provider: str(device) for device, provider in PROVIDERS.items()}
@@ -35,9 +44,11 @@ NAMES = {
 }
 # Kernels that move, convert or reorder values and compute nothing.
 MOVES = frozenset(
-    {"Cast", "Concat", "Identity", "MemcpyFromHost", "MemcpyToHost", "ReorderInput"}
+    {"Cast", "Concat", "DequantizeLinear", "Identity", "MemcpyFromHost", "MemcpyToHost"}
+    | {"QLinearConcat", "QuantizeLinear", "ReorderInput"}
     | {"ReorderOutput", "Reshape", "Shape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Gather"}
 )
+_TAPS = 9  # of a quantized convolution, whose weights the profiler does not tell: all are 3x3
 _ERRORS_ONLY = 3  # onnxruntime's log severity
 
 
@@ -60,17 +71,62 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     model = tidy.simplify(model)
     tidy.resize_by_scales(model)
     tidy.name_after_modules(model)
+    build: dict[str, str] = {}
+    if spec.precision is Precision.INT8:
+        model, build = _in_whole_numbers(model, parent, spec)
     tidy.set_batch(model, spec.batch)
     tidy.finish(model, opset)
     if spec.precision is Precision.FP16:
         fp16.to_half(model)
     tools = ("torch", "onnx", "onnxsim", "onnxscript", "u2export")
-    facts = facts_for(parent, spec, {name: importlib.metadata.version(name) for name in tools})
+    versions = {name: importlib.metadata.version(name) for name in tools}
+    facts = facts_for(parent, spec, versions, build)
     _embed(model, facts)
     onnx.checker.check_model(model, full_check=True)
     out.write_bytes(model.SerializeToString(deterministic=True))
     embed_digest(out)
     return facts
+
+
+def _in_whole_numbers(  # type: ignore[no-untyped-def]
+    model, parent: Artifact, spec: ExportSpec
+):
+    """The graph in 8 bits, and what is to be told of it."""
+    from u2export import checkpoint, u2net
+    from u2export.quant import calibration, search
+
+    asked = spec.quantization or Quantization()
+    pictures = calibration.prepare(asked.pictures, parent.with_facts(size=spec.size).facts.picture)
+    network = u2net.fold_batch_norm(checkpoint.network(parent, lambda note: None))
+    found = search.Search(network, model, pictures, asked, _as_written, tracked)
+    chosen = found.choose()
+    account = found.account(chosen)
+    if not account.kept:
+        sentence = (
+            f"8 bits keep {account.result.told} at best, with {len(chosen)} layers in float32; "
+            f"asked were {asked.min_iou:g} and {asked.max_mae:g}"
+        )
+        if not asked.best_effort:
+            raise ExportError(f"{sentence}: nothing was written; --best-effort writes it")
+        say(sentence)
+    notes = {INT8_SHARE_KEY: f"{account.share:.4f}", QUANTIZATION_KEY: account.model_dump_json()}
+    return found.written(chosen), notes
+
+
+def _as_written(model) -> Callable[..., Sequence[Array]]:  # type: ignore[no-untyped-def]
+    """A model in memory, to be called; every node computes what the graph says and nothing else."""
+    options = _options(usable_cpus())
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=[PROVIDERS[Device.CPU]]
+    )
+    name = session.get_inputs()[0].name
+
+    def call(x: Array, outputs: list[str] | None = None) -> Sequence[Array]:
+        results: Sequence[Array] = session.run(outputs, {name: x})
+        return results
+
+    return call
 
 
 def _embed(model, facts: Facts) -> None:  # type: ignore[no-untyped-def]
@@ -90,7 +146,7 @@ class OnnxRunner(Runner):
             ArtifactError: onnxruntime refuses the file, or it is no U²-Net of the facts' size.
             DependencyError: onnxruntime fell back to another provider than the device's.
         """
-        self._asked, self._stored = asked, artifact.stored
+        self._asked, self._stored, self._whole = asked, artifact.stored, artifact.int8_share
         self._path = artifact.path
         self._session = _session(artifact.path, _options(asked.threads), asked.device)
         inputs = self._session.get_inputs()
@@ -141,6 +197,7 @@ class OnnxRunner(Runner):
             runtime=f"onnxruntime {ort.__version__}",
             device=self._asked.device,
             stored=self._stored,
+            whole=self._whole,
             layers=tuple(_layer(e["name"], e["args"]) for e in kernels if _ran(e["name"])),
         )
 
@@ -159,7 +216,9 @@ def _layer(name: str, notes: dict[str, Any]) -> Layer:
     types = [name for name, _ in (*inputs, *outputs)]
     precisions = [NAMES[name] for name in types if name in NAMES]
     macs = 0
-    if "Conv" in kind and len(inputs) > 1 and outputs:
+    if kind == "QLinearConv" and outputs:
+        macs = _TAPS * _channels(inputs, outputs[0][1]) * math.prod(outputs[0][1])
+    elif "Conv" in kind and len(inputs) > 1 and outputs:
         macs = math.prod(inputs[1][1][1:]) * math.prod(outputs[0][1])
     return Layer(
         name=name.removesuffix("_kernel_time"),
@@ -169,6 +228,13 @@ def _layer(name: str, notes: dict[str, Any]) -> Layer:
         moves=kind in MOVES or (bool(types) and not precisions),  # such as shapes' whole numbers
         macs=macs,
     )
+
+
+def _channels(inputs: list[tuple[str, list[int]]], output: list[int]) -> int:
+    """What a quantized convolution takes, which lies where its output has one for each scale."""
+    scales = [shape[0] for kind, shape in inputs if kind == "float" and len(shape) == 1]
+    last = not scales or output[-1] == scales[0]
+    return inputs[0][1][-1 if last else 1]
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -258,13 +324,8 @@ def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, 
         raise ArtifactError(f"{artifact.path} cannot be read as ONNX: {error}") from error
     first = model.graph.output[0].name
     found = mark(model, names)
-    options = _options(usable_cpus())
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=[PROVIDERS[Device.CPU]]
-        )
-        results = session.run([first, *found.values()], {session.get_inputs()[0].name: x})
+        results = _as_written(model)(x, [first, *found.values()])
     except Exception as error:  # onnxruntime's exceptions share no public base
         reason = str(error).splitlines()[0]
         raise ExportError(f"onnxruntime {ort.__version__} failed: {reason}") from error
@@ -289,13 +350,13 @@ BACKEND = Backend(
     export_packages=("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors"),
     run_extra="onnxruntime",
     export_extra="export",
-    precisions=(Precision.FP32, Precision.FP16),
+    precisions=(Precision.FP32, Precision.FP16, Precision.INT8),
     devices=(Device.CPU, Device.CUDA),
     export=export,
     open=open_runner,
     read_facts=read_facts,
-    run_precisions=(Precision.FP32, Precision.FP16),
-    options=("batch", "size", "all_outputs", "opset"),
+    run_precisions=(Precision.FP32, Precision.FP16, Precision.INT8),
+    options=("batch", "size", "all_outputs", "opset", "quantization"),
     proof_at_open=(Device.CUDA,),
     missing_device=missing_device,
     stored=stored,

@@ -22,7 +22,7 @@ from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_dige
 from u2export.backend import Array, Backend, Runner, Tensors, facts_for
 from u2export.errors import ArtifactError, DependencyError, ExportError, InputError
 from u2export.executed import UNKNOWN, Executed, Layer
-from u2export.machine import compiled_folder, usable_cpus
+from u2export.machine import compiled_folder, cpu_features, usable_cpus
 from u2export.progress import say
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
@@ -30,12 +30,14 @@ VERSION = ov.__version__.split("-")[0]
 DEVICES = {Device.CPU: "CPU", Device.GPU: "GPU"}
 _PLACES = {name: str(device) for device, name in DEVICES.items()}
 HINTS = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
+HINTS[Precision.INT8] = "f32"  # what is quantized runs so by itself: this is for the rest
 NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 # Layer types that move, convert or reorder values and compute nothing.
 MOVES = frozenset(
     {"Const", "Concatenation", "Convert", "Input", "MemoryInput", "MemoryOutput", "Output"}
     | {"Reorder", "Reshape", "ShapeOf", "Split", "StridedSlice", "Transpose"}
 )
+_KEPT = frozenset({"Constant", "Convolution", "Convert", "Subtract", "Multiply", "Result"})
 _NOTES = ("layerType", "originalLayersNames", "runtimePrecision")  # read of each layer
 _BIN_KEY = "bin_sha256"
 # OpenVINO carries metadata of an ONNX file over, its digest too: this one is told from it.
@@ -68,9 +70,28 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
 
 
 def _fold_constants(model: ov.Model) -> None:
+    """Compute what is always the same; of a quantized model all but its weights' dequantizers.
+
+    OpenVINO's pass would leave nothing of the 8 bits but float32 weights. So it runs on a copy, and
+    what it found for the other operations is taken over.
+    """
+    whole = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    folded = model.clone() if whole else model
     passes = Manager()
     passes.register_pass(ConstantFolding())
-    passes.run_passes(model)
+    passes.run_passes(folded)
+    if not whole:
+        return
+    known = {(node.get_friendly_name(), node.get_type_name()): node for node in folded.get_ops()}
+    for node in model.get_ordered_ops():
+        twin = known.get((node.get_friendly_name(), node.get_type_name()))
+        if twin is None or node.get_type_name() in _KEPT:
+            continue
+        for place, given in enumerate(node.inputs()):
+            found = twin.input_value(place).get_node()
+            if found.get_type_name() == "Constant":
+                constant = ov.op.Constant(np.array(found.data))
+                given.replace_source_output(constant.output(0))
 
 
 def _name_nameless(model: ov.Model) -> None:
@@ -92,7 +113,7 @@ class OpenvinoRunner(Runner):
             DependencyError: the device cannot compute as asked.
         """
         facts = artifact.facts
-        self._asked, self._stored = asked, artifact.stored
+        self._asked, self._stored, self._whole = asked, artifact.stored, artifact.int8_share
         self._compiled = _compile(artifact, asked)
         inputs = self._compiled.inputs
         shape = inputs[0].partial_shape if len(inputs) == 1 else None
@@ -161,6 +182,7 @@ class OpenvinoRunner(Runner):
             runtime=f"openvino {VERSION}",
             device=self._asked.device,
             stored=self._stored,
+            whole=self._whole,
             layers=tuple(_layer(node, device) for node in operations),
         )
 
@@ -248,9 +270,18 @@ def _compile(artifact: Artifact, asked: RunSpec) -> ov.CompiledModel:
 
 
 def _hint(asked: RunSpec, stored: Precision) -> str:
-    if asked.precision is None and asked.device is Device.CPU:
+    if asked.precision is None and asked.device is Device.CPU and stored is not Precision.BF16:
         return HINTS[Precision.FP32]  # the CPU plugin has no half-precision arithmetic
     return HINTS[asked.precision or stored]
+
+
+def unfit(artifact: Artifact) -> str:
+    """Say why this CPU cannot compute as an artifact asks: OpenVINO would take float32 instead."""
+    _, features = cpu_features()
+    lacks = features and "BF16" not in features and "AMX" not in features
+    if artifact.facts.precision is Precision.BF16 and lacks:
+        return "this CPU has no bfloat16 arithmetic"
+    return ""
 
 
 def _cache(artifact: Artifact) -> Path | None:
@@ -298,7 +329,16 @@ def _reason(error: RuntimeError) -> str:
 
 
 def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
-    """Open an OpenVINO model on a device."""
+    """Open an OpenVINO model on a device.
+
+    Raises:
+        DependencyError: it is to compute in bfloat16, and the CPU has none.
+    """
+    reason = unfit(artifact) if asked.device is Device.CPU and asked.precision is None else ""
+    if reason:
+        raise DependencyError(
+            f"{artifact.path} cannot run here: {reason}; --precision fp32 runs it"
+        )
     return OpenvinoRunner(artifact, asked)
 
 
@@ -405,17 +445,18 @@ BACKEND = Backend(
     export_packages=("openvino",),
     run_extra="openvino",
     export_extra="export",
-    precisions=(Precision.FP32, Precision.FP16),
+    precisions=(Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
     devices=(Device.CPU, Device.GPU),
     export=export,
     open=open_runner,
     read_facts=read_facts,
-    run_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
-    options=("batch", "size", "all_outputs", "opset"),
+    run_precisions=(Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
+    options=("batch", "size", "all_outputs", "opset", "quantization"),
     run_options=("streams",),
     companions=(".bin",),
     proof_at_open=(Device.CPU, Device.GPU),
     missing_device=missing_device,
+    unfit=unfit,
     stored=stored,
     accepts=accepts,
     tensors=tensors,

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from u2export import artifact as artifacts
 from u2export import steady
-from u2export.artifact import Artifact, Facts
+from u2export.artifact import QUANTIZATION_KEY, Artifact, Facts
 from u2export.backend import Array, Backend, Runner, Setting, Tensors, facts_for
 from u2export.cudacall import CudaCall, CudaRuntime, Shape
 from u2export.errors import (
@@ -39,6 +39,7 @@ from u2export.errors import (
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda, usable_cpus
 from u2export.progress import say
+from u2export.quant import account
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
 
 RTX, FULL = "rtx", "tensorrt"
@@ -165,7 +166,8 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     """
     flavour = choose(spec.setting("flavour"))
     targets = _targets(spec.setting("target"), flavour)
-    content = _readable(parent.path)
+    content = _network(parent.path, parent.facts)
+    _refuse_lossy(parent)
     if flavour == FULL and not cuda().gpus:
         raise DependencyError(
             f"the tensorrt flavour builds on a GPU only, and {cuda().reason}: build with "
@@ -197,6 +199,45 @@ def _targets(text: str | None, flavour: str) -> list[str]:
     if flavour != RTX:
         raise InputError("--target is an option of the rtx flavour: leave it out, or add it")
     return [name.strip().upper() for name in text.split(",")]
+
+
+def _network(path: Path, facts: Facts) -> bytes:
+    """The ONNX file as the builder is to get it.
+
+    What u2export brought to 8 bits is given its signed form, with the rest in half precision.
+    """
+    if QUANTIZATION_KEY not in facts.build:
+        return _readable(path)
+    import onnx  # only building needs it
+
+    from u2export.graph import fp16, quantized
+
+    model = quantized.signed(onnx.load(path))
+    fp16.to_half(model)
+    fp16.let_quantizers_be_half(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _refuse_lossy(parent: Artifact) -> None:
+    """Refuse 8 bits that lose the mask in the signed form only.
+
+    Raises:
+        ExportError: they do, on the pictures that judged them, and nobody asked for it anyway.
+    """
+    asked = parent.facts.quantization
+    if asked is None or QUANTIZATION_KEY not in parent.facts.build:
+        return
+    found = account.of(parent)
+    if account.keeps(found.signed, asked):
+        return
+    sentence = (
+        f"in the signed form that TensorRT takes, 8 bits keep {found.signed.told}; asked were "
+        f"{asked.min_iou:g} and {asked.max_mae:g}"
+    )
+    if not asked.best_effort:
+        raise ExportError(f"{sentence}: nothing was written; --best-effort writes it")
+    say(sentence)
 
 
 def _readable(path: Path) -> bytes:
@@ -642,7 +683,7 @@ def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, 
     from u2export.graph.marked import mark
 
     parent = _parent_beside(artifact)
-    model = onnx.load_from_string(_readable(parent))
+    model = onnx.load_from_string(_network(parent, artifact.facts))
     found = mark(model, names)
     facts = artifact.facts
     order = Order(
@@ -696,12 +737,12 @@ BACKEND = Backend(
     export_packages=("tensorrt_rtx or tensorrt_rtx_bindings or tensorrt", "onnx"),
     run_extra="tensorrt-rtx",
     export_extra="export",
-    precisions=(Precision.FP32, Precision.FP16),
+    precisions=(Precision.FP32, Precision.FP16, Precision.INT8),
     devices=(Device.CUDA,),
     export=export,
     open=open_runner,
     read_facts=read_facts,
-    options=("batch", "profile", "size", "all_outputs", "opset"),
+    options=("batch", "profile", "size", "all_outputs", "opset", "quantization"),
     settings=(
         Setting(
             "flavour",

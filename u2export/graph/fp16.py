@@ -7,8 +7,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.errors import ExportError, InputError
+from u2export.onnxfile import IR_VERSIONS
 
 LARGEST_HALF = 65504.0
+SMALLEST_HALF = 2.0**-14  # with all of its digits
+HALF_QUANTIZERS = 19  # the opset whose quantizers take half precision
 # Inputs that ONNX wants in float32 whatever the data: Resize's roi and scales.
 FLOAT32_INPUTS = {"Resize": (1, 2)}
 
@@ -39,6 +42,24 @@ def to_half(model: onnx.ModelProto) -> None:
                 attribute.t.CopyFrom(_half(attribute.t))
     _cast_ends(model)
     del model.graph.value_info[:]
+
+
+def let_quantizers_be_half(model: onnx.ModelProto) -> None:
+    """Let quantizers take and give half precision, which opset 19 is the first to allow.
+
+    Raises:
+        ExportError: a step is too small for half precision.
+    """
+    values = {item.name: item for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            step = numpy_helper.to_array(values[node.input[1]])
+            if step.dtype == np.float16 and float(step.min()) < SMALLEST_HALF:
+                raise ExportError(f"{node.name} has a step too small for half precision")
+    for opset in model.opset_import:
+        if not opset.domain:
+            opset.version = max(opset.version, HALF_QUANTIZERS)
+    model.ir_version = max(model.ir_version, IR_VERSIONS[HALF_QUANTIZERS])
 
 
 def _half(tensor: TensorProto) -> TensorProto:

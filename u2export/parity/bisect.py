@@ -19,8 +19,8 @@ from u2export import checkpoint, registry
 from u2export.artifact import Artifact
 from u2export.backend import Array, Tensors
 from u2export.errors import InputError
-from u2export.parity.budgets import MIN_CONTRAST, Budget
-from u2export.parity.metrics import Difference, compare
+from u2export.metrics import MIN_CONTRAST, Difference, compare
+from u2export.parity.budgets import Budget
 from u2export.u2net import ConvBlock, U2Net
 
 # A relative error that is no fault: a module's own float32 rounding, measured on the picture

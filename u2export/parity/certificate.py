@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from u2export.artifact import Artifact, note_check
 from u2export.errors import ArtifactError, ParityError
-from u2export.parity.budgets import Budget, Judgement
+from u2export.metrics import Judgement
+from u2export.parity.budgets import Budget
 from u2export.parity.report import CandidateResult, Report
 
 NAME = "certificate"

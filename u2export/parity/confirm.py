@@ -13,9 +13,9 @@ from u2export.artifact import Artifact
 from u2export.backend import Array, Runner
 from u2export.drawn import draw
 from u2export.errors import ExportError
-from u2export.parity.budgets import BUDGETS, Judgement, excess, judge
-from u2export.parity.emulate import half_precision
-from u2export.parity.metrics import compare
+from u2export.metrics import Judgement, compare, judge
+from u2export.parity.budgets import BUDGETS, Budget, excess
+from u2export.parity.emulate import Emulated
 from u2export.pipeline import preprocess
 from u2export.spec import Precision
 
@@ -53,9 +53,26 @@ def confirm(
         "executed": _accept(executed, artifact, "as executed here"),
     }
     if artifact.facts.precision is Precision.FP16 and source.backend == "torch":
-        emulated = (known or {}).get("emulated_fp16")
-        checks["emulated_fp16"] = emulated or _emulated(artifact, source, inputs, references)
+        before = {name: value for name, value in (known or {}).items() if name == "emulated_fp16"}
+        checks |= before or _emulated(artifact, source, inputs, references)
     return checks
+
+
+def emulated(artifact: Artifact, source: Artifact) -> dict[str, Any]:
+    """Judge the arithmetic of an artifact that this machine cannot run.
+
+    Args:
+        artifact: fp16 or bf16.
+        source: the weights it was made from.
+
+    Returns:
+        The figures, as `emulated_<precision>`.
+
+    Raises:
+        ExportError: a figure is over the budget of the precision.
+    """
+    inputs = _inputs(artifact)
+    return _emulated(artifact, source, inputs, _references(source, inputs))
 
 
 def _inputs(artifact: Artifact) -> list[Array]:
@@ -101,22 +118,41 @@ def _executed(
 def _emulated(
     artifact: Artifact, source: Artifact, inputs: list[Array], references: list[list[Array]]
 ) -> dict[str, Any]:
-    network = checkpoint.network(source, lambda note: None)
-    maps = [half_precision(network, x)[0, 0] for x in inputs[: len(PICTURES)]]
+    precision = artifact.facts.precision
+    network = Emulated(checkpoint.network(source, lambda note: None), precision)
+    maps = [network(x)[0, 0] for x in inputs[: len(PICTURES)]]
     expected = [reference[0][0, 0] for reference in references[: len(PICTURES)]]
     differences = [compare(a, b) for a, b in zip(expected, maps, strict=True)]
     judgement = judge(differences, [float(np.ptp(a)) for a in expected])
-    return _accept(judgement, artifact, "with half-precision arithmetic")
+    how = f"with {precision} arithmetic, emulated"
+    return {f"emulated_{precision}": _accept(judgement, artifact, how)}
 
 
 def _accept(judgement: Judgement, artifact: Artifact, how: str) -> dict[str, Any]:
-    over = excess(judgement, BUDGETS[artifact.facts.precision])
+    over = excess(judgement, _budget(artifact))
     if over:
         raise ExportError(
             f"{artifact.path.name} is not the reference's function {how}: {over}; "
             "nothing was written"
         )
     return {name: _rounded(value) for name, value in judgement.model_dump().items()}
+
+
+def _budget(artifact: Artifact) -> Budget:
+    """That of the precision; for int8 no stricter than what was asked of it."""
+    budget, asked = BUDGETS[artifact.facts.precision], artifact.facts.quantization
+    if asked is None:
+        return budget
+    least = 0.0 if asked.best_effort else min(budget.mask_iou, asked.min_iou)
+    most = 1.0 if asked.best_effort else max(budget.mask_mae, asked.max_mae)
+    scale = most / budget.mask_mae
+    return Budget(
+        raw_max=None,
+        raw_mean=min(1.0, budget.raw_mean * scale),
+        mask_mae=most,
+        mask_iou=least,
+        worst_iou=max(0.0, 1 - (1 - least) * (1 - budget.worst_iou) / (1 - budget.mask_iou)),
+    )
 
 
 def _rounded(value: float | None) -> float | None:

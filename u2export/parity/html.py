@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from u2export.backend import Array
-from u2export.parity.budgets import MIN_CONTRAST, Budget, Judgement
-from u2export.parity.metrics import THRESHOLD, Difference
+from u2export.metrics import MIN_CONTRAST, THRESHOLD, Difference, Judgement
+from u2export.parity.budgets import Budget
 from u2export.parity.report import CandidateResult, CaseResult, Report
 from u2export.parity.shown import Shown
 from u2export.parity.words import fault, printable, why

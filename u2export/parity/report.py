@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from u2export.parity.budgets import Budget, Judgement
-from u2export.parity.metrics import Difference
+from u2export.metrics import Difference, Judgement
+from u2export.parity.budgets import Budget
 
 SCHEMA = 1
 

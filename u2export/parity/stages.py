@@ -15,8 +15,8 @@ from PIL import Image
 from u2export import pipeline
 from u2export.backend import Array
 from u2export.errors import ParityError
-from u2export.parity.budgets import MIN_CONTRAST, Budget
-from u2export.parity.metrics import Difference, compare
+from u2export.metrics import MIN_CONTRAST, Difference, compare
+from u2export.parity.budgets import Budget
 from u2export.spec import MAX_PIXELS, PictureSpec
 
 # The same code on the same bytes gives the same input; float32 rounding of another order of the

@@ -1,4 +1,4 @@
-"""How far two saliency maps, or two masks, are apart."""
+"""How far two saliency maps, or two masks, are apart; and several pictures summed up."""
 
 from __future__ import annotations
 
@@ -135,3 +135,57 @@ def iou(reference: Array, candidate: Array, threshold: float = THRESHOLD) -> flo
 def _stretched(saliency: Array) -> Array:
     low, high = saliency.min(), saliency.max()
     return (saliency - low) / (high - low) if high > low else np.zeros_like(saliency)
+
+
+# A map with less contrast than this has no subject: the stretch blows its rounding up into a mask
+# that means nothing, so only its raw values are judged.
+MIN_CONTRAST = 0.5
+
+
+class Judgement(BaseModel):
+    """The figures of one comparison over several pictures.
+
+    Attributes:
+        pictures: how many were compared.
+        subjects: how many of them have a subject, and so a mask that was judged.
+        raw_max: largest absolute difference of the saliency.
+        raw_mean: largest of the pictures' mean absolute differences.
+        mask_mae: mean over the pictures with a subject; None without one.
+        mask_iou: mean over the pictures with a subject; None without one.
+        worst_iou: smallest over the pictures with a subject; None without one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pictures: int
+    subjects: int
+    raw_max: float
+    raw_mean: float
+    mask_mae: float | None
+    mask_iou: float | None
+    worst_iou: float | None
+
+
+def judge(differences: list[Difference], contrasts: list[float]) -> Judgement:
+    """Sum up the differences of several pictures.
+
+    Args:
+        differences: one per picture.
+        contrasts: largest minus smallest value of each reference map.
+
+    Raises:
+        ParityError: there is nothing to judge.
+    """
+    if not differences:
+        raise ParityError("nothing was compared, which proves nothing")
+    judged = [d for d, c in zip(differences, contrasts, strict=True) if c >= MIN_CONTRAST]
+    count = len(judged)
+    return Judgement(
+        pictures=len(differences),
+        subjects=count,
+        raw_max=max(d.raw_max for d in differences),
+        raw_mean=max(d.raw_mean for d in differences),
+        mask_mae=sum(d.mask_mae for d in judged) / count if count else None,
+        mask_iou=sum(d.mask_iou for d in judged) / count if count else None,
+        worst_iou=min(d.mask_iou for d in judged) if count else None,
+    )
