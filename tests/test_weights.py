@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,26 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, state):
     save_file(bad, tmp_path / "nan.safetensors")
     with pytest.raises(ArtifactError, match=r"NaN or infinite values in side3\.bias"):
         checkpoint.network(weights.find(SMALL, "nan.safetensors"), pytest.fail)
+
+
+@pytest.mark.parametrize("kind", ["torch.int8", "torch.qint8"])
+def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, kind: str):
+    """They would load as whole numbers, and compute nonsense."""
+    state = checkpoint.random_state(Architecture.SMALL, 0)
+    weight = state["stage1.rebnconvin.conv_s1.weight"]
+    if kind == "torch.int8":
+        given = (weight * 100).to(torch.int8)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # torch discourages such tensors
+            given = torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)
+    state["stage1.rebnconvin.conv_s1.weight"] = given
+    with pytest.raises(
+        ArtifactError, match=rf"holds {kind} in stage1\.rebnconvin\.conv_s1\.weight"
+    ):
+        checkpoint.fitted(state, Architecture.SMALL, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])

@@ -85,7 +85,7 @@ def fitted(state: State, architecture: Architecture, path: Path) -> State:
     """Check names, shapes and values against the architecture; give float32 tensors.
 
     Raises:
-        ArtifactError: something is missing, foreign, of the other size, or not finite.
+        ArtifactError: something is missing, foreign, of the other size, quantized or not finite.
     """
     expected = U2Net(architecture).state_dict()
     missing = [k for k in expected if k not in state and not k.endswith(_COUNTER)]
@@ -98,6 +98,11 @@ def fitted(state: State, architecture: Architecture, path: Path) -> State:
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise ArtifactError(_wrong_shape(state, name, architecture, path))
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise ArtifactError(
+                f"{path} holds {tensor.dtype} in {name}: weights that are quantized already have "
+                "lost what is needed; give those they were made from"
+            )
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path} holds NaN or infinite values in {name}")
     return {k: state[k].to(v.dtype) if k in state else v for k, v in expected.items()}
