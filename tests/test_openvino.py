@@ -422,7 +422,7 @@ def test_bfloat16_is_judged_by_emulation_where_the_cpu_has_none(bfloat16, capsys
     artifact = bfloat16(["AVX2"])
     assert artifact.path.name == "u2netp-demo-bf16-64.xml"
     assert artifact.checks["not_executed"] == "this CPU has no bfloat16 arithmetic"
-    found = artifact.checks["emulated_bf16"]
+    found = artifact.checks["parent"]["u2netp-demo-bf16-64.onnx"]["emulated_bf16"]
     assert 0.97 <= found["mask_iou"] < 1  # 8 digits of 24: the mask stays, and not to the last bit
     assert found["raw_mean"] > 1e-5
     with pytest.raises(DependencyError, match=r"no bfloat16 arithmetic; --precision fp32 runs it"):
@@ -446,7 +446,7 @@ def test_a_bfloat16_file_that_runs_in_float32_is_complained_of(bfloat16, monkeyp
         registry.open_runner(artifact)
 
 
-def test_onnx_has_no_bfloat16(command):
-    done = command("onnx", "--model", "u2netp-demo", "--bf16")
+def test_tensorrt_has_no_bfloat16(command):
+    done = command("tensorrt", "--model", "u2netp-demo", "--bf16")
     assert done.returncode == 2
-    assert "the onnx backend exports fp32, fp16, int8, not bf16" in done.stderr
+    assert "the tensorrt backend exports fp32, fp16, int8, not bf16" in done.stderr

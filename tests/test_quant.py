@@ -361,6 +361,24 @@ def test_rounded_weights_give_the_same_mean_and_a_foretold_error():
     assert 64 <= np.abs(found.weight).max() <= 127
 
 
+def test_weights_in_bfloat16_lose_less_than_the_nearest_do():
+    """A runtime rounds weights to the nearest; these are such as it leaves alone."""
+    plain, made, nearest = (_Tiny().requires_grad_(False) for _ in range(3))
+    rng = np.random.default_rng(2)
+    seen = [rng.uniform(0, 1, (1, 3, 32, 32)).astype(np.float32) for _ in range(12)]
+    rounding.brain_floats(made, seen[:6], seed=0, track=_untracked)
+    for parameter in nearest.parameters():
+        parameter.copy_(parameter.bfloat16().float())
+    for parameter in made.parameters():
+        assert torch.equal(parameter, parameter.bfloat16().float())
+
+    def lost(network: nn.Module) -> float:
+        inputs = [torch.tensor(x) for x in seen[6:]]
+        return float(np.mean([float(((network(x) - plain(x)) ** 2).mean()) for x in inputs]))
+
+    assert 0 < lost(made) < 0.5 * lost(nearest)
+
+
 # --- the search, on a network small enough to be searched in a second
 
 
@@ -556,7 +574,7 @@ def test_drawn_pictures_calibrate_with_a_warning(capsys: pytest.CaptureFixture[s
     found = calibration.prepare([], SPEC)
     assert found.drawn
     assert len(found.searched) == len(found.judged) == 8
-    assert "calibrated with drawn pictures" in capsys.readouterr().err
+    assert "drawn pictures calibrate this" in capsys.readouterr().err
 
 
 # --- artifacts
@@ -679,8 +697,9 @@ def test_a_layer_in_bfloat16_is_no_part_of_int8():
     ("words", "sentence"),
     [
         (["--int8", "--fp16"], "--fp16 and --int8 are 2 files: ask for one at a time"),
-        (["--calibration", "pictures"], "--calibration goes with --int8"),
+        (["--calibration", "pictures"], "--calibration goes with --int8 or --bf16"),
         (["--min-iou", "0.9"], "--min-iou goes with --int8"),
+        (["--bf16", "--max-mae", "0.1"], "--max-mae goes with --int8: add it"),
         (["--int8", "--min-iou", "1.5"], "min-iou must be from 0 to below 1"),
         (["--int8", "--max-mae", "0"], "max-mae must be above 0"),
         (["--int8", "--seed", "-1"], "seed must be 0 or more"),

@@ -125,9 +125,7 @@ def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, kind: st
         given = (weight * 100).to(torch.int8)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch discourages such tensors
+            warnings.simplefilter("ignore")  # torch discourages such tensors
             given = torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)
     state["stage1.rebnconvin.conv_s1.weight"] = given
     with pytest.raises(

@@ -54,7 +54,7 @@ class WeightsFacts(BaseModel):
 
 
 class QuantizationFacts(BaseModel):
-    """What was asked of int8.
+    """What was asked of int8, and of bf16 the pictures and the seed.
 
     Attributes:
         calibration: sha256 of the calibration pictures' files; empty where they were drawn.
@@ -81,7 +81,7 @@ class Facts(BaseModel):
         outputs: 1 (d0) or 7 (d0..d6, d0 first).
         scaling: what happens between resize and mean, in words.
         output_rule: what makes a mask of the network's output, in words.
-        quantization: what was asked of int8; None in every other precision.
+        quantization: what was asked of int8 or bf16; None in every other precision.
         tools: versions of the packages that made the file.
         build: what only its backend knows of it, such as the batch profile of an engine.
     """

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from u2export.artifact import DIGEST_MARK, Artifact, Facts, QuantizationFacts, sha256_of
 from u2export.errors import ExportError, InputError
 from u2export.executed import Executed
-from u2export.spec import Device, ExportSpec, Precision, Quantization, RunSpec
+from u2export.spec import CALIBRATED, Device, ExportSpec, Precision, Quantization, RunSpec
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -299,7 +299,7 @@ def facts_for(
 
 
 def _quantization(spec: ExportSpec) -> QuantizationFacts | None:
-    if spec.precision is not Precision.INT8:
+    if spec.precision not in CALIBRATED:
         return None
     asked = spec.quantization or Quantization()
     return QuantizationFacts(

@@ -136,8 +136,8 @@ _OPTIONAL: dict[str, tuple[Any, Any]] = {
         Annotated[
             list[Path] | None,
             typer.Option(
-                help="With --int8: 8 or more pictures, or folders of them, like those it will be "
-                "used on; repeatable. Half of them only judge."
+                help="With --int8 or --bf16: 8 or more pictures, or folders of them, like those "
+                "it will be used on; repeatable. For int8 half of them only judge."
             ),
         ],
         None,
@@ -158,7 +158,7 @@ _OPTIONAL: dict[str, tuple[Any, Any]] = {
         False,
     ),
     "seed": (
-        Annotated[int, typer.Option(help="With --int8: of what is drawn at random.")],
+        Annotated[int, typer.Option(help="With --int8 or --bf16: of what is drawn at random.")],
         0,
     ),
     "opset": (
@@ -169,6 +169,7 @@ _OPTIONAL: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+_PICTURES = ("calibration", "seed")  # which bf16 takes too
 _QUANTIZATION = ("calibration", "min_iou", "max_mae", "best_effort", "seed")
 _PROFILE_BATCH = Annotated[
     str, typer.Option(help="Pictures per call, 'dynamic', or the range MIN:OPT:MAX.")
@@ -271,9 +272,12 @@ def _quantization(given: dict[str, Any]) -> Quantization | None:
     from u2export import run as running
 
     told = [name for name in _QUANTIZATION if given.get(name) != _OPTIONAL[name][1]]
-    if not given.get("int8"):
-        if told:
-            raise InputError(f"--{told[0].replace('_', '-')} goes with --int8: add it")
+    able = _QUANTIZATION if given.get("int8") else _PICTURES if given.get("bf16") else ()
+    for name in told:
+        if name not in able:
+            both = "--int8 or --bf16" if name in _PICTURES else "--int8"
+            raise InputError(f"--{name.replace('_', '-')} goes with {both}: add it")
+    if not able:
         return None
     return Quantization(
         pictures=tuple(running.pictures_in(given["calibration"] or [])),

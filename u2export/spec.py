@@ -40,6 +40,9 @@ class Precision(_Name):
     INT8 = "int8"
 
 
+CALIBRATED = (Precision.BF16, Precision.INT8)  # whose weights are rounded by pictures
+
+
 class Device(_Name):
     """Where a runner computes: exactly there, or it refuses.
 
@@ -224,7 +227,7 @@ def model_named(name: str) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How 8 bits are to be found.
+    """How int8 is to be found; of bf16 the pictures and the seed.
 
     Attributes:
         pictures: calibrate with these; drawn ones where there are none.
@@ -261,7 +264,7 @@ class ExportSpec:
         batch: pictures per call, 1 to 1024, or None for a batch that is free at run time.
         all_outputs: the artifact gives d0..d6, d0 first, instead of d0 alone.
         opset: ONNX operator set, or None for the default.
-        quantization: how 8 bits are to be found; for int8 alone.
+        quantization: how int8, or the weights of bf16, are to be found.
         profile: smallest, typical and largest batch, for a runtime that wants them; the batch is
             free between the first and the last.
         settings: what only one backend knows, as (name, value), such as ("flavour", "rtx").
@@ -294,8 +297,8 @@ class ExportSpec:
             raise InputError(f"opset must be {min(OPSETS)} to {max(OPSETS)}, got {self.opset}")
         if self.profile is not None:
             _check_profile(self.profile, self.batch)
-        if self.quantization is not None and self.precision is not Precision.INT8:
-            raise InputError("calibration and its budget are of --int8: add it, or leave them out")
+        if self.quantization is not None and self.precision not in CALIBRATED:
+            raise InputError("calibration is of --int8 and --bf16: add one, or leave it out")
 
     def setting(self, name: str) -> str | None:
         """The value of a setting, or None where it was not given."""

@@ -67,7 +67,10 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
 
     opset = spec.opset or DEFAULT_OPSET
     network = checkpoint.network(parent, say, all_outputs=spec.all_outputs)
-    model = trace.trace(u2net.fold_batch_norm(network), spec.size, opset)
+    network = u2net.fold_batch_norm(network)
+    if spec.precision is Precision.BF16:
+        _to_brain_floats(network, parent, spec)
+    model = trace.trace(network, spec.size, opset)
     model = tidy.simplify(model)
     tidy.resize_by_scales(model)
     tidy.name_after_modules(model)
@@ -86,6 +89,16 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     out.write_bytes(model.SerializeToString(deterministic=True))
     embed_digest(out)
     return facts
+
+
+def _to_brain_floats(network, parent: Artifact, spec: ExportSpec) -> None:  # type: ignore[no-untyped-def]
+    """Round a network's weights to what bfloat16 can hold, in place; they stay float32 values."""
+    from u2export.quant import calibration, rounding
+
+    asked = spec.quantization or Quantization()
+    pictures = calibration.prepare(asked.pictures, parent.with_facts(size=spec.size).facts.picture)
+    inputs = [*pictures.searched.values(), *pictures.judged.values()]
+    rounding.brain_floats(network, inputs, seed=asked.seed, track=tracked)
 
 
 def _in_whole_numbers(  # type: ignore[no-untyped-def]
@@ -147,6 +160,8 @@ class OnnxRunner(Runner):
             DependencyError: onnxruntime fell back to another provider than the device's.
         """
         self._asked, self._stored, self._whole = asked, artifact.stored, artifact.int8_share
+        if self._stored is Precision.BF16:
+            self._stored = Precision.FP32  # values that bfloat16 can hold, kept as float32
         self._path = artifact.path
         self._session = _session(artifact.path, _options(asked.threads), asked.device)
         inputs = self._session.get_inputs()
@@ -350,7 +365,7 @@ BACKEND = Backend(
     export_packages=("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors"),
     run_extra="onnxruntime",
     export_extra="export",
-    precisions=(Precision.FP32, Precision.FP16, Precision.INT8),
+    precisions=(Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8),
     devices=(Device.CPU, Device.CUDA),
     export=export,
     open=open_runner,

@@ -49,8 +49,8 @@ def prepare(paths: Sequence[Path], spec: PictureSpec) -> Calibration:
     """
     if not paths:
         say(
-            "int8 is calibrated with drawn pictures: on photographs the mask will be worse than "
-            "what is judged here; give some of your own with --calibration"
+            "drawn pictures calibrate this: on photographs the mask will be worse than what is "
+            "judged here; give some of your own with --calibration"
         )
         inputs = {_name(x): x for x in (preprocess(draw(seed).picture, spec) for seed in DRAWN)}
     else:
@@ -77,6 +77,6 @@ def _read(paths: dict[str, Path], spec: PictureSpec) -> dict[str, Array]:
         raise InputError(f"a calibration picture cannot be used: {failed[0]}{more}")
     if len(found) < FEWEST:
         raise InputError(
-            f"int8 needs {FEWEST} different calibration pictures or more, got {len(found)}"
+            f"calibration needs {FEWEST} different calibration pictures or more, got {len(found)}"
         )
     return found

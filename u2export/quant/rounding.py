@@ -191,7 +191,7 @@ def _mates(shape: Sequence[int]) -> list[Tensor]:
 
 
 def compensated(weight: Tensor, step: Tensor, covariance: Tensor) -> Tensor:
-    """Round weights one input after the other, moving what each loses onto those that follow.
+    """Round weights to 8 bits so that those that are left make good what the others lost.
 
     Args:
         weight: (O,I,h,w) float32.
@@ -201,35 +201,98 @@ def compensated(weight: Tensor, step: Tensor, covariance: Tensor) -> Tensor:
     Returns:
         (O, I*h*w) float64, whole numbers from -127 to 127, from -128 to 128 in pairs.
     """
+    mates = [one.tolist() for one in _mates(weight.shape)]
+
+    def nearest(column: Tensor, place: int, done: Tensor) -> Tensor:
+        low, high = torch.full_like(column, -LARGEST), torch.full_like(column, LARGEST)
+        for one in mates:
+            if one[place] >= 0:  # what is not rounded yet is 0 and limits nothing
+                low = low.maximum(-PAIR - done[:, one[place]])
+                high = high.minimum(PAIR - done[:, one[place]])
+        return column.round().clamp(low, high)
+
+    return _in_turns(weight.double().flatten(1) / step.double()[:, None], covariance, nearest)
+
+
+def brain_floats(network: nn.Module, inputs: Sequence[Array], *, seed: int, track: Track) -> None:
+    """Round a network's weights and biases to bfloat16 likewise, in place.
+
+    A runtime that computes in bfloat16 rounds them to the nearest, and nearly all that it loses of
+    the mask is lost there. A bias is rounded first, as the weight of what is always 1, so that the
+    weights make good what it loses too.
+
+    Args:
+        network: whose batch norms are folded.
+        inputs: preprocessed pictures (1,3,H,W) float32.
+        seed: of the places that are looked at.
+        track: goes through a sequence under a progress bar.
+    """
+    with torch.no_grad():
+        for some in _shares(layers_of(network.requires_grad_(False))):
+            covariances, means = _covariance(network, some, inputs, seed)
+            for name in track(list(some), "rounding"):
+                module = some[name]
+                assert module.bias is not None
+                parts = torch.split(module.weight.double(), _together(module), dim=1)
+                mean = torch.split(means[name], len(covariances[name][0]))
+                bias, found = module.bias.double()[:, None], []
+                for part, square, seen in zip(parts, covariances[name], mean, strict=True):
+                    values = torch.cat([bias, part.flatten(1)], 1)
+                    done = _in_turns(values, _with_one(square, seen), _nearest_brain_float, first=1)
+                    bias, kept = done[:, :1], done[:, 1:]
+                    found.append(kept)
+                module.weight.copy_(torch.cat(found, 1).reshape(module.weight.shape))
+                module.bias.copy_(bias[:, 0])
+
+
+def _with_one(covariance: Tensor, mean: Tensor) -> Tensor:
+    """Second moments of what has this covariance and mean, with what is always 1 before it."""
+    size = len(mean) + 1
+    found = torch.ones(size, size, dtype=torch.double)
+    found[0, 1:] = found[1:, 0] = mean
+    found[1:, 1:] = covariance + torch.outer(mean, mean)
+    return found
+
+
+def _nearest_brain_float(column: Tensor, place: int, done: Tensor) -> Tensor:
+    return column.float().bfloat16().double()
+
+
+def _in_turns(
+    weight: Tensor,
+    covariance: Tensor,
+    nearest: Callable[[Tensor, int, Tensor], Tensor],
+    first: int = 0,
+) -> Tensor:
+    """Round weights (O,K) float64 one column after the other, moving what each loses onto the rest.
+
+    Args:
+        weight: what is to be rounded.
+        covariance: (K,K) float64, of what the weights multiply.
+        nearest: rounds a column (O,); told its place, and all that is rounded already, else 0.
+        first: so many columns come before the others, which follow by how much they vary.
+    """
     size = len(covariance)
-    unit = step.double()[:, None]
-    left = weight.double().reshape(len(weight), -1) / unit
     damped = _damped(covariance)
-    order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-    left, damped = left[:, order].clone(), damped[order][:, order]
+    rest = torch.argsort(damped.diagonal()[first:], descending=True, stable=True) + first
+    order = torch.cat([torch.arange(first), rest])
+    left, damped = weight[:, order].clone(), damped[order][:, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    whole = torch.zeros_like(left)  # what is not rounded yet limits nothing
-    where = torch.argsort(order)
-    mates = [torch.where(one >= 0, where[one], -1)[order].tolist() for one in _mates(weight.shape)]
+    done = torch.zeros_like(left)
+    places = order.tolist()
     for begin in range(0, size, BLOCK):
         end = min(begin + BLOCK, size)
         errors = torch.zeros_like(left[:, begin:end])
-        for place in range(begin, end):
-            column = left[:, place]
-            low, high = torch.full_like(column, -LARGEST), torch.full_like(column, LARGEST)
-            for one in mates:
-                if one[place] >= 0:
-                    low = low.maximum(-PAIR - whole[:, one[place]])
-                    high = high.minimum(PAIR - whole[:, one[place]])
-            whole[:, place] = column.round().clamp(low, high)
-            error = (column - whole[:, place]) / upper[place, place]
-            left[:, place:end] -= error[:, None] * upper[place, place:end][None]
-            errors[:, place - begin] = error
+        for turn in range(begin, end):
+            column = left[:, turn]
+            chosen = nearest(column, places[turn], done)
+            done[:, places[turn]] = chosen
+            error = (column - chosen) / upper[turn, turn]
+            left[:, turn:end] -= error[:, None] * upper[turn, turn:end][None]
+            errors[:, turn - begin] = error
         left[:, end:] -= errors @ upper[begin:end, end:]
-    found = torch.empty_like(whole)
-    found[:, order] = whole
-    return found
+    return done
 
 
 def _damped(covariance: Tensor) -> Tensor:
