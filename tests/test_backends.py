@@ -78,7 +78,7 @@ def test_compiling_is_asked_of_pytorch_and_of_nobody_else(reference, exported: P
 @pytest.mark.parametrize(
     ("suffix", "precision", "sentence"),
     [
-        (".onnx", Precision.BF16, "the onnx backend computes in fp32, fp16, not in bf16"),
+        (".onnx", Precision.BF16, "the onnx backend computes in fp32, fp16, int8, not in bf16"),
         (".engine", Precision.FP16, "computes in what the file holds, not in fp16"),
     ],
 )

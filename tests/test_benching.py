@@ -26,8 +26,8 @@ from u2export.bench.recommend import Limits
 from u2export.bench.report import STAGES, read
 from u2export.bench.worker import Assignment
 from u2export.drawn import draw
-from u2export.errors import DependencyError, InputError, ParityError
-from u2export.spec import Device
+from u2export.errors import DependencyError, ExportError, InputError, ParityError
+from u2export.spec import Device, Precision
 
 # Input sizes other than the model's own are judged by the masks of its own: not what is tested.
 pytestmark = pytest.mark.usefixtures("_small_inputs_are_right")
@@ -425,6 +425,35 @@ def test_auto_leaves_the_best_whole_and_certified(folder: Path, pictures, monkey
     }
     with registry.open_runner(found) as runner:
         assert np.isfinite(runner(np.zeros((1, 3, 64, 64), np.float32))).all()
+
+
+def test_auto_tries_int8_where_there_are_pictures_for_it(folder: Path, pictures, monkeypatch):
+    asked = []
+
+    def refused(name, spec, *rest):
+        asked.append((name, spec))
+        raise ExportError("not now")
+
+    monkeypatch.setattr(choosing.build, "build", refused)
+    wish = choosing.Wish(
+        DEMO, limits=Limits(min_iou=0.97), calibration=pictures, out=folder / "out", sizes=(64,)
+    )
+    with pytest.raises(InputError, match="no backend can export and run here"):
+        choosing.choose(wish)
+    int8 = {name: spec.quantization for name, spec in asked if spec.precision is Precision.INT8}
+    assert {"onnx", "openvino"} <= set(int8)
+    assert int8["onnx"].pictures == pictures
+    assert (int8["onnx"].min_iou, int8["onnx"].max_mae) == (0.97, 0.004)
+    asked.clear()
+    with pytest.raises(InputError, match="no backend can export and run here"):
+        choosing.choose(dataclasses.replace(wish, calibration=()))
+    assert Precision.INT8 not in {spec.precision for _, spec in asked}
+
+
+def test_auto_does_not_judge_by_what_calibrates(folder: Path, pictures):
+    wish = choosing.Wish(DEMO, pictures=pictures, calibration=pictures, out=folder / "out")
+    with pytest.raises(InputError, match=r"cannot calibrate and judge: give other --pictures"):
+        choosing.choose(wish)
 
 
 def test_auto_refuses_a_place_that_cannot_be_written_before_it_works(folder: Path, monkeypatch):

@@ -275,6 +275,28 @@ def test_two_weights_are_rounded_about_as_well_as_can_be():
     assert better >= 24
 
 
+def test_wide_layers_are_rounded_in_groups(monkeypatch: pytest.MonkeyPatch):
+    """Of more weights than can make good for each other; the groups do by themselves."""
+    network = _Chain().requires_grad_(False)
+    layers = {"second": network.second}
+    effect = {"second": torch.ones(8, dtype=torch.double)}
+
+    def found() -> rounding.Rounded:
+        return rounding.rounded(
+            network, layers, list(HALVES.searched.values()), input_steps={"second": 0.01},
+            effect=effect, seed=0, track=_untracked,
+        )["second"]  # fmt: skip
+
+    whole = found()
+    monkeypatch.setattr(rounding, "WIDEST", 36)  # four of eight input channels
+    groups = found()
+    assert groups.weight.shape == whole.weight.shape == (8, 8, 3, 3)
+    np.testing.assert_array_equal(groups.step, whole.step)
+    assert np.abs(groups.weight - whole.weight).max() < 20
+    assert not np.array_equal(groups.weight, whole.weight)
+    assert groups.damage < 3 * whole.damage
+
+
 def test_uncorrelated_inputs_are_rounded_to_the_nearest():
     weight = torch.linspace(-0.5, 0.5, 36).reshape(1, 4, 3, 3)
     step = torch.tensor([1 / 127])

@@ -20,9 +20,9 @@ from u2export.build import Phase
 from u2export.errors import DependencyError, ExportError, InputError, ParityError
 from u2export.parity.shown import Shown
 from u2export.progress import say
-from u2export.spec import MODELS, ExportSpec, ModelSpec, Precision
+from u2export.spec import MODELS, ExportSpec, ModelSpec, Precision, Quantization
 
-PRECISIONS = (Precision.FP32, Precision.FP16)
+PRECISIONS = (Precision.FP32, Precision.FP16)  # and int8, where there are pictures for it
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Wish:
         fallback: take the demo weights where the model's are not to be had.
         limits: what the choice must keep.
         sizes: sides of the input in pixels to try; the model's own if empty.
-        pictures: the user's own picture files.
+        pictures: the user's own picture files, which judge.
+        calibration: picture files that calibrate int8, others than these; without any it is left
+            out.
         out: the folder for the winner.
         threads: for computation; by default all this process may use.
         seconds: of steady measuring at most.
@@ -48,6 +50,7 @@ class Wish:
     limits: Limits = field(default_factory=Limits)
     sizes: tuple[int, ...] = ()
     pictures: tuple[Path, ...] = ()
+    calibration: tuple[Path, ...] = ()
     out: Path = Path("exported")
     threads: int | None = None
     seconds: float = benching.SECONDS
@@ -82,6 +85,9 @@ def choose(wish: Wish, phase: Phase = lambda name: None) -> Choice:
         ParityError: no candidate is the same function as the weights.
         ExportError: no candidate could be exported.
     """
+    both = {one.resolve() for one in wish.pictures} & {one.resolve() for one in wish.calibration}
+    if both:
+        raise InputError(f"{min(both)} cannot calibrate and judge: give other --pictures")
     try:
         wish.out.mkdir(parents=True, exist_ok=True)  # before minutes of work, not after
     except OSError as error:
@@ -139,21 +145,41 @@ def _source(wish: Wish) -> Artifact:
 def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[Artifact]:
     """Export every candidate that can be made and run here."""
     model = MODELS[source.facts.model]
+    precisions = (*PRECISIONS, *([Precision.INT8] if wish.calibration else []))
+    if not wish.calibration:
+        say("int8 is left out: give it pictures with --calibration")
     for name in registry.names():
         backend, reason = _able(name)
         if backend is None:
             say(f"{name} is left out: {reason}")
             continue
-        for size, precision in itertools.product(wish.sizes or (model.picture.size,), PRECISIONS):
+        for size, precision in itertools.product(wish.sizes or (model.picture.size,), precisions):
             able = size == model.picture.size or "size" in backend.options
             if precision not in backend.precisions or not able:
                 continue
             phase(f"exporting {name} {precision} for {size} pixels")
-            spec = ExportSpec(model, size, precision, variant=source.facts.weights.variant)
+            spec = ExportSpec(
+                model,
+                size,
+                precision,
+                quantization=_quantization(wish) if precision is Precision.INT8 else None,
+                variant=source.facts.weights.variant,
+            )
             try:
                 yield build.build(name, spec, source, folder, phase)
             except ExportError as error:
                 say(f"{spec.stem} of {name} is left out: {error}")
+
+
+def _quantization(wish: Wish) -> Quantization:
+    """What is asked of int8: what the choice must keep, where that says anything of masks."""
+    plain = Quantization(wish.calibration)
+    iou, mae = wish.limits.min_iou, wish.limits.max_mae
+    return Quantization(
+        wish.calibration,
+        min_iou=plain.min_iou if iou is None else iou,
+        max_mae=plain.max_mae if mae is None else mae,
+    )
 
 
 def _able(name: str) -> tuple[Backend | None, str]:

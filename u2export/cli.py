@@ -647,6 +647,10 @@ def auto(
     pictures: Annotated[
         list[Path] | None, typer.Option(help="Your own pictures, or folders of them; repeatable.")
     ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Try int8 too, calibrated with these, other pictures; repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the winner.")] = Path("exported"),
     threads: _THREADS = None,
     duration: Annotated[float, typer.Option(help="Seconds of steady measuring at most.")] = 30.0,
@@ -677,6 +681,7 @@ def auto(
         ),
         sizes=benching.batches(sizes),
         pictures=tuple(running.pictures_in(pictures or [])),
+        calibration=tuple(running.pictures_in(calibration or [])),
         out=out,
         threads=threads,
         seconds=duration,

@@ -44,8 +44,8 @@ def page(account: Account, asked: QuantizationFacts, title: str) -> str:
         rows=2,
         cols=1,
         subplot_titles=(
-            "Masks against float32 by the number of layers in float32",
-            f"What rounding each layer does to the saliency, foretold: the {SHOWN} worst",
+            "Masks, by layers in float32",
+            f"Foretold damage, {SHOWN} worst layers",
         ),
         vertical_spacing=0.16,
     )
@@ -82,7 +82,7 @@ def page(account: Account, asked: QuantizationFacts, title: str) -> str:
         row=2,
         col=1,
     )
-    figure.update_xaxes(title="layers in float32", dtick=1, row=1, col=1)
+    figure.update_xaxes(title="layers in float32", row=1, col=1)
     figure.update_yaxes(title="mask IoU", row=1, col=1)
     figure.update_xaxes(tickangle=-60, row=2, col=1)
     figure.update_yaxes(
@@ -101,7 +101,7 @@ def page(account: Account, asked: QuantizationFacts, title: str) -> str:
         "overflow-wrap:anywhere}h1{font-size:1.3rem}</style>"
     )
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in _verdict(account, asked).splitlines())
-    plot = figure.to_html(full_html=False, include_plotlyjs=True)
+    plot = figure.to_html(full_html=False, include_plotlyjs=True, config={"displayModeBar": False})
     heading = f"<h1>{html.escape(title)}</h1>"
     return f"<!doctype html><html lang='en'>{head}{style}{heading}{lines}{plot}</html>\n"
 
