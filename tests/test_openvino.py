@@ -440,7 +440,7 @@ def test_a_bfloat16_file_runs_in_bfloat16(bfloat16):
 
 def test_a_bfloat16_file_that_runs_in_float32_is_complained_of(bfloat16, monkeypatch):
     artifact = bfloat16(["AVX2"])
-    monkeypatch.setattr(openvino, "cpu_features", lambda: ("x", []))  # nobody tells
+    monkeypatch.setattr(openvino, "cpu_features", lambda: ("", []))  # nobody tells
     monkeypatch.setitem(openvino.HINTS, Precision.BF16, "f32")
     with pytest.raises(ParityError, match="asked to compute in bf16 on cpu"):
         registry.open_runner(artifact)

@@ -233,7 +233,8 @@ class Backend:
         proof_at_open: devices on which every opening is checked with `executed()`; elsewhere the
             runtime cannot do anything else, or telling takes too long.
         missing_device: why it cannot run on a device of this machine, as a phrase; empty if it can.
-        unfit: why an artifact cannot run on this machine though its runtime can, as a phrase.
+        unfit: why an artifact cannot run as asked on this machine though its runtime can, as a
+            phrase.
         stored: the precision of the values in a foreign file.
         accepts: whether the runtime loads this ONNX file; raises whatever it likes if not.
         tensors: the saliency and the float32 tensors that these modules give, by module, for one
@@ -260,7 +261,7 @@ class Backend:
     companions: tuple[str, ...] = ()
     proof_at_open: tuple[Device, ...] = ()
     missing_device: Callable[[Device], str] = lambda device: ""
-    unfit: Callable[[Artifact], str] = lambda artifact: ""
+    unfit: Callable[[Artifact, RunSpec], str] = lambda artifact, asked: ""
     stored: Callable[[Path], Precision] | None = None
     accepts: Callable[[bytes], object] | None = None
     tensors: Callable[[Artifact, Array, Sequence[str]], tuple[Array, Tensors]] | None = None
@@ -287,7 +288,7 @@ def facts_for(
     """
     return parent.facts.model_copy(
         update={
-            "quantization": parent.facts.quantization or _quantization(spec),
+            "quantization": parent.facts.quantization or _quantization(parent, spec),
             "precision": spec.precision,
             "size": spec.size,
             "batch": spec.batch,
@@ -298,8 +299,9 @@ def facts_for(
     )
 
 
-def _quantization(spec: ExportSpec) -> QuantizationFacts | None:
-    if spec.precision not in CALIBRATED:
+def _quantization(parent: Artifact, spec: ExportSpec) -> QuantizationFacts | None:
+    """What was asked; None where a file is converted whose 8 bits somebody else made."""
+    if spec.precision not in CALIBRATED or parent.backend != "torch":
         return None
     asked = spec.quantization or Quantization()
     return QuantizationFacts(

@@ -31,7 +31,7 @@ from u2export.doctor import versions
 from u2export.drawn import draw
 from u2export.errors import DependencyError, InputError, ParityError, U2ExportError
 from u2export.metrics import compare, judge
-from u2export.parity.budgets import BUDGETS, excess
+from u2export.parity.budgets import BUDGETS, asked_of, excess
 from u2export.parity.shown import Shown
 from u2export.parity.words import printable
 from u2export.pipeline import check_picture, opaque, open_picture, preprocess, stretch
@@ -58,7 +58,7 @@ SWEEP_SECONDS = 1.5  # at most, for each number of streams or batch size
 MOST_PICTURES = 24  # that are kept in a worker's memory
 # What masks of another input size must keep of those of the reference's own; a whole export of a
 # smaller input is the same function of that input, and yet may give worse masks.
-LEAST_IOU = BUDGETS[Precision.INT8].mask_iou
+LEAST_IOU = 0.975
 _NO_SUBJECT = "weights of random values give no masks"
 _CALIBRATIONS = 2  # samples of the fixed piece of work in a round
 _SORTED = 20_000  # numbers, in each
@@ -366,7 +366,7 @@ def _hire(
     except DependencyError as error:
         lane.failed = f"{_LACKING}{error}"
         return
-    reason = backend.missing_device(asked.device) or backend.unfit(lane.artifact)
+    reason = backend.missing_device(asked.device) or backend.unfit(lane.artifact, asked)
     if reason:
         lane.failed = f"{_LACKING}{reason}"
         return
@@ -587,7 +587,7 @@ def _mask(
     spec = lane.artifact.facts.picture
     same = answers.get(spec.size)
     maps = [_furthest(lane, place, same) for place in range(len(pictures))]
-    budget = BUDGETS[lane.precision or lane.artifact.facts.precision]
+    budget = BUDGETS[lane.precision] if lane.precision else asked_of(lane.artifact)
     reasons: tuple[str, ...] = ()
     if same:
         differences = [compare(a, b) for a, b in zip(same, maps, strict=True)]

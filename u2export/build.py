@@ -160,13 +160,16 @@ def build(
         raise unwritable(target, error) from error
     slow = machine.slow_int8() if spec.precision is Precision.INT8 else ""
     if slow and Device.CPU in backend.devices:
-        say(f"{target.name} runs here, but {slow}: it will be little faster than fp32, if at all")
+        say(f"{target.name} runs here, but {slow}: it is less fast than on one that has")
     if source.backend == "torch":
         weights.remember(source)
         note = weights.pin(source)
         if note:
             say(note)
     return registry.open_artifact(target)
+
+
+_TOLD = {"profile": "batch MIN:OPT:MAX", "quantization": "calibration"}
 
 
 def _check(backend: Backend, spec: ExportSpec) -> None:
@@ -176,7 +179,7 @@ def _check(backend: Backend, spec: ExportSpec) -> None:
     plain = ExportSpec(spec.model, spec.model.picture.size)
     for option in ("profile", "batch", "size", "all_outputs", "opset", "quantization"):
         if option not in backend.options and getattr(spec, option) != getattr(plain, option):
-            told = "batch MIN:OPT:MAX" if option == "profile" else option.replace("_", "-")
+            told = _TOLD.get(option, option.replace("_", "-"))
             raise InputError(f"the {backend.name} backend has no --{told}: leave it out")
     known = {setting.name: setting for setting in backend.settings}
     for name, value in spec.settings:
@@ -209,8 +212,7 @@ def _inherited(spec: ExportSpec, above: Backend) -> ExportSpec:
     """The part of a request that concerns the parent."""
     known = {setting.name for setting in above.settings}
     settings = tuple((name, value) for name, value in spec.settings if name in known)
-    precision = spec.precision if spec.precision in above.precisions else Precision.FP32
-    return dataclasses.replace(spec, profile=None, settings=settings, precision=precision)
+    return dataclasses.replace(spec, profile=None, settings=settings)
 
 
 def _published(path: Path, wanted: ExportSpec, source: Artifact) -> Artifact | None:
@@ -233,7 +235,8 @@ def _checks(draft: Artifact, source: Artifact, parent: Artifact, phase: Phase) -
     backend = registry.load(draft.backend)
     device = backend.devices[0]
     known = parent.checks if parent is not source else {}
-    reason = backend.missing_device(device) or backend.unfit(draft)
+    asked = registry.run_spec(backend)
+    reason = backend.missing_device(device) or backend.unfit(draft, asked)
     if reason:
         say(f"{draft.path.name} was built but not run on {device}: {reason}")
         return {"not_executed": reason, "parent": {parent.path.name: dict(known)}}

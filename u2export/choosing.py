@@ -146,6 +146,7 @@ def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[
     """Export every candidate that can be made and run here."""
     model = MODELS[source.facts.model]
     precisions = (*PRECISIONS, *([Precision.INT8] if wish.calibration else []))
+    lossy: set[str] = set()
     if not wish.calibration:
         say("int8 is left out: give it pictures with --calibration")
     for name in registry.names():
@@ -165,10 +166,14 @@ def _made(wish: Wish, source: Artifact, folder: Path, phase: Phase) -> Iterator[
                 quantization=_quantization(wish) if precision is Precision.INT8 else None,
                 variant=source.facts.weights.variant,
             )
+            if spec.stem in lossy:
+                continue
             try:
                 yield build.build(name, spec, source, folder, phase)
             except ExportError as error:
                 say(f"{spec.stem} of {name} is left out: {error}")
+                if precision is Precision.INT8:  # another backend would be given the same numbers
+                    lossy.add(spec.stem)
 
 
 def _quantization(wish: Wish) -> Quantization:

@@ -277,7 +277,7 @@ def _quantization(given: dict[str, Any]) -> Quantization | None:
         if name not in able:
             both = "--int8 or --bf16" if name in _PICTURES else "--int8"
             raise InputError(f"--{name.replace('_', '-')} goes with {both}: add it")
-    if not able:
+    if not told:
         return None
     return Quantization(
         pictures=tuple(running.pictures_in(given["calibration"] or [])),

@@ -87,10 +87,12 @@ def too_few(executed: Executed, asked: RunSpec) -> str:
     total = sum(layer.macs for layer in executed.arithmetic)
     whole = sum(layer.macs for layer in executed.arithmetic if layer.precision == Precision.INT8)
     least = MOSTLY if executed.whole is None else executed.whole
-    if total and whole / total >= least - _ROUNDED:
+    if not total:  # a runtime that tells no amounts: then it is known only that some did
+        some = any(layer.precision == Precision.INT8 for layer in executed.arithmetic)
+        return "" if some else "nothing ran in int8"
+    if whole / total >= least - _ROUNDED:
         return ""
-    found = f"{whole / total:.1%}" if total else "nobody knows how much"
-    return f"{found} of the multiply-adds ran in int8 where {least:.1%} should"
+    return f"{whole / total:.1%} of the multiply-adds ran in int8 where {least:.1%} should"
 
 
 def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
@@ -102,7 +104,10 @@ def unasked(executed: Executed, asked: RunSpec) -> list[Layer]:
     """
     able = {str(asked.precision or executed.stored)}
     if str(Precision.INT8) in able:  # some layers of such a file stay as they were; see `too_few`
-        able.add(str(Precision.FP32))
+        able |= {
+            str(Precision.FP32),
+            *([] if asked.device is Device.CPU else [str(Precision.FP16)]),
+        }
     only_stored = asked.precision is None and asked.device is Device.CPU
     if only_stored and executed.stored is Precision.FP16:
         able.add(str(Precision.FP32))

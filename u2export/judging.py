@@ -28,7 +28,7 @@ from u2export.doctor import versions
 from u2export.errors import DependencyError, ExportError, InputError, ParityError, U2ExportError
 from u2export.metrics import Difference, compare, judge
 from u2export.parity import certificate, replay
-from u2export.parity.budgets import BUDGETS, Budget, excess
+from u2export.parity.budgets import BUDGETS, Budget, asked_of, excess
 from u2export.parity.budgets import read as read_budgets
 from u2export.parity.cases import QUICK, SEEDS, Case, degenerate, drawn, yours
 from u2export.parity.report import CandidateResult, CaseResult, Party, Report
@@ -214,7 +214,7 @@ def bisected(
         weights.common(artifacts, model, given),
         artifacts[0],
         x,
-        (limits or BUDGETS)[facts.precision],
+        _budget(limits or BUDGETS, artifacts[0]),
         reference=artifacts[1] if other else None,
         whole=whole,
     )
@@ -571,11 +571,16 @@ def _answer(side: Side, case: Case) -> Array | U2ExportError:
         return error
 
 
+def _budget(budgets: dict[Precision, Budget], one: Artifact) -> Budget:
+    """What a file says was asked of it, unless the user gave budgets."""
+    return asked_of(one) if budgets == BUDGETS else budgets[one.facts.precision]
+
+
 def _ready(one: Artifact | DependencyError, question: Question) -> _Candidate:
     if isinstance(one, DependencyError):
         nobody = Party(name="?", backend="?", precision="?")
         return _Candidate(nobody, BUDGETS[Precision.FP32], PictureSpec(), missing=str(one))
-    spec, budget = one.facts.picture, question.budgets[one.facts.precision]
+    spec, budget = one.facts.picture, _budget(question.budgets, one)
     if question.resample:
         spec = dataclasses.replace(spec, resize=question.resample)
     try:

@@ -110,7 +110,7 @@ def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, list[str]]:
 
 
 def slow_int8(cpuinfo: Path = CPUINFO) -> str:
-    """Say why int8 is no faster on this CPU, as a phrase; empty where it is, or nobody knows."""
+    """Say why int8 is less fast on this CPU than on others, as a phrase; or nothing."""
     _, features = cpu_features(cpuinfo)
     if not features or any(name in features for name in FAST_INT8):
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import math
@@ -28,7 +29,16 @@ from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda, usable_cpus
 from u2export.progress import say, tracked
-from u2export.spec import DEFAULT_OPSET, Device, ExportSpec, Precision, Quantization, RunSpec
+from u2export.quant.calibration import Calibration
+from u2export.spec import (
+    CALIBRATED,
+    DEFAULT_OPSET,
+    Device,
+    ExportSpec,
+    Precision,
+    Quantization,
+    RunSpec,
+)
 
 PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 DEVICES = {provider: str(device) for device, provider in PROVIDERS.items()}
@@ -66,17 +76,20 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     from u2export.graph import fp16, tidy, trace
 
     opset = spec.opset or DEFAULT_OPSET
+    pictures = _calibration(parent, spec)
     network = checkpoint.network(parent, say, all_outputs=spec.all_outputs)
     network = u2net.fold_batch_norm(network)
     if spec.precision is Precision.BF16:
-        _to_brain_floats(network, parent, spec)
+        _to_brain_floats(network, pictures, spec)
     model = trace.trace(network, spec.size, opset)
     model = tidy.simplify(model)
     tidy.resize_by_scales(model)
     tidy.name_after_modules(model)
     build: dict[str, str] = {}
     if spec.precision is Precision.INT8:
-        model, build = _in_whole_numbers(model, parent, spec)
+        network = copy.deepcopy(network)
+        network.all_outputs = False
+        model, build = _in_whole_numbers(network, model, pictures, spec)
     tidy.set_batch(model, spec.batch)
     tidy.finish(model, opset)
     if spec.precision is Precision.FP16:
@@ -91,26 +104,34 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     return facts
 
 
-def _to_brain_floats(network, parent: Artifact, spec: ExportSpec) -> None:  # type: ignore[no-untyped-def]
+def _calibration(parent: Artifact, spec: ExportSpec) -> Calibration:
+    """The pictures that precisions are calibrated with; none for the others."""
+    from u2export.quant import calibration
+
+    if spec.precision not in CALIBRATED:
+        return calibration.Calibration({}, {}, drawn=False)
+    picture = parent.with_facts(size=spec.size).facts.picture
+    return calibration.prepare(spec.quantization.pictures if spec.quantization else (), picture)
+
+
+def _to_brain_floats(  # type: ignore[no-untyped-def]
+    network, pictures: Calibration, spec: ExportSpec
+) -> None:
     """Round a network's weights to what bfloat16 can hold, in place; they stay float32 values."""
-    from u2export.quant import calibration, rounding
+    from u2export.quant import rounding
 
     asked = spec.quantization or Quantization()
-    pictures = calibration.prepare(asked.pictures, parent.with_facts(size=spec.size).facts.picture)
     inputs = [*pictures.searched.values(), *pictures.judged.values()]
     rounding.brain_floats(network, inputs, seed=asked.seed, track=tracked)
 
 
 def _in_whole_numbers(  # type: ignore[no-untyped-def]
-    model, parent: Artifact, spec: ExportSpec
+    network, model, pictures: Calibration, spec: ExportSpec
 ):
     """The graph in 8 bits, and what is to be told of it."""
-    from u2export import checkpoint, u2net
-    from u2export.quant import calibration, search
+    from u2export.quant import search
 
     asked = spec.quantization or Quantization()
-    pictures = calibration.prepare(asked.pictures, parent.with_facts(size=spec.size).facts.picture)
-    network = u2net.fold_batch_norm(checkpoint.network(parent, lambda note: None))
     found = search.Search(network, model, pictures, asked, _as_written, tracked)
     chosen = found.choose()
     account = found.account(chosen)

@@ -215,7 +215,8 @@ def _layer(node: Any, device: str) -> Layer:
     macs = 0
     if "Convolution" in kind and len(node.inputs()) > 1:
         kernel = list(node.input(1).get_shape())
-        macs = math.prod(kernel[1:]) * math.prod(node.get_output_partial_shape(0).get_min_shape())
+        shape = node.get_output_partial_shape(0).get_min_shape()
+        macs = math.prod(kernel[1:]) * math.prod(max(1, side) for side in shape)  # 0: a free batch
     # Several layers of the file may have become one; the last gives the module's result.
     name = notes.get("originalLayersNames", "").split(",")[-1] or node.get_friendly_name()
     return Layer(
@@ -275,13 +276,13 @@ def _hint(asked: RunSpec, stored: Precision) -> str:
     return HINTS[asked.precision or stored]
 
 
-def unfit(artifact: Artifact) -> str:
-    """Say why this CPU cannot compute as an artifact asks: OpenVINO would take float32 instead."""
+def unfit(artifact: Artifact, asked: RunSpec) -> str:
+    """Say why this CPU cannot compute as asked: OpenVINO would take float32 without a word."""
+    if asked.device is not Device.CPU or (asked.precision or artifact.stored) is not Precision.BF16:
+        return ""
     _, features = cpu_features()
     lacks = features and "BF16" not in features and "AMX" not in features
-    if artifact.facts.precision is Precision.BF16 and lacks:
-        return "this CPU has no bfloat16 arithmetic"
-    return ""
+    return "this CPU has no bfloat16 arithmetic" if lacks else ""
 
 
 def _cache(artifact: Artifact) -> Path | None:
@@ -334,8 +335,7 @@ def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
     Raises:
         DependencyError: it is to compute in bfloat16, and the CPU has none.
     """
-    reason = unfit(artifact) if asked.device is Device.CPU and asked.precision is None else ""
-    if reason:
+    if reason := unfit(artifact, asked):
         raise DependencyError(
             f"{artifact.path} cannot run here: {reason}; --precision fp32 runs it"
         )

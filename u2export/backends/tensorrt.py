@@ -213,8 +213,11 @@ def _network(path: Path, facts: Facts) -> bytes:
     from u2export.graph import fp16, quantized
 
     model = quantized.signed(onnx.load(path))
-    fp16.to_half(model)
-    fp16.let_quantizers_be_half(model)
+    if fp16.holds_quantizers(model):
+        fp16.to_half(model)
+        fp16.let_quantizers_be_half(model)
+    else:
+        say(f"{path.name} has steps too small for half precision: what is not int8 stays fp32")
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
@@ -450,11 +453,11 @@ class TensorrtRunner(Runner):
             DependencyError: its flavour of TensorRT is not installed.
         """
         facts = artifact.facts
-        self._asked, self._stored = asked, artifact.stored
+        self._asked, self._stored, self._whole = asked, artifact.stored, artifact.int8_share
         self._flavour = choose(facts.build.get("flavour"))
         self._library, self._logger = _library(self._flavour)
         _check_version(artifact, self._flavour, self._library.__version__)
-        if reason := unfit(artifact):
+        if reason := unfit(artifact, asked):
             raise ArtifactError(f"{artifact.path} cannot run here: {reason}; export it again")
         self._cache = artifact.path.with_name(artifact.path.name + ".cache")
         runtime = CudaRuntime.load()
@@ -540,6 +543,7 @@ class TensorrtRunner(Runner):
             runtime=f"{MODULES[self._flavour][0]} {self._library.__version__}",
             device=self._asked.device,
             stored=self._stored,
+            whole=self._whole,
             layers=tuple(layer_told(layer, self._work.names) for layer in layers),
         )
 
@@ -608,7 +612,7 @@ def _check_version(artifact: Artifact, flavour: str, version: str) -> None:
         )
 
 
-def unfit(artifact: Artifact) -> str:
+def unfit(artifact: Artifact, asked: RunSpec) -> str:
     """Say why an engine cannot run on this machine's GPU, as a phrase; empty if it can."""
     gpu = cuda().gpus[0]
     here = ".".join(map(str, gpu.capability))
@@ -712,7 +716,7 @@ def _parent_beside(artifact: Artifact) -> Path:
             facts = artifacts.read(path).facts
         except ArtifactError:
             continue  # whatever it is, it is not what the engine was built from
-        kinds = ("weights", "precision", "size", "outputs")
+        kinds = ("weights", "precision", "size", "outputs", "quantization")
         if all(getattr(facts, kind) == getattr(artifact.facts, kind) for kind in kinds):
             return path
     raise InputError(

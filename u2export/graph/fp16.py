@@ -44,18 +44,19 @@ def to_half(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
 
 
-def let_quantizers_be_half(model: onnx.ModelProto) -> None:
-    """Let quantizers take and give half precision, which opset 19 is the first to allow.
-
-    Raises:
-        ExportError: a step is too small for half precision.
-    """
+def holds_quantizers(model: onnx.ModelProto) -> bool:
+    """Whether half precision holds the steps of a graph's quantizers with all of its digits."""
     values = {item.name: item for item in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            step = numpy_helper.to_array(values[node.input[1]])
-            if step.dtype == np.float16 and float(step.min()) < SMALLEST_HALF:
-                raise ExportError(f"{node.name} has a step too small for half precision")
+    steps = [
+        numpy_helper.to_array(values[node.input[1]])
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
+    return all(float(step.min()) >= SMALLEST_HALF for step in steps)
+
+
+def let_quantizers_be_half(model: onnx.ModelProto) -> None:
+    """Let quantizers take and give half precision, which opset 19 is the first to allow."""
     for opset in model.opset_import:
         if not opset.domain:
             opset.version = max(opset.version, HALF_QUANTIZERS)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from u2export.errors import InputError
+from u2export.graph.fp16 import SMALLEST_HALF
 from u2export.graph.tidy import drop_unused
 
 Floats = NDArray[np.float32]
@@ -163,7 +164,8 @@ def signed(model: onnx.ModelProto) -> onnx.ModelProto:
     """The signed form of what `quantize` wrote: the only one TensorRT takes.
 
     Activations become signed and symmetric, in which what is never negative has 128 values instead
-    of 256; biases become float32. Weights stay what they are.
+    of 256; biases become float32. Weights stay what they are. Steps become such as half precision
+    holds, for that is what TensorRT is given where it holds them all.
     """
     found = onnx.ModelProto()
     found.CopyFrom(model)
@@ -181,8 +183,11 @@ def signed(model: onnx.ModelProto) -> onnx.ModelProto:
         if zero is not None and zero.data_type == TensorProto.UINT8:
             step, middle = values[node.input[1]], int(numpy_helper.to_array(zero))
             reach = float(numpy_helper.to_array(step)) * max(middle, LEVELS - middle)
-            step.CopyFrom(_tensor(np.float32(reach / LARGEST), step.name))
+            step.CopyFrom(_tensor(_halved(np.float32(reach / LARGEST)), step.name))
             zero.CopyFrom(_tensor(np.int8(0), zero.name))
+        elif zero is not None and zero.data_type == TensorProto.INT8:
+            step = values[node.input[1]]
+            step.CopyFrom(_tensor(_halved(numpy_helper.to_array(step)), step.name))
         kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
     del found.graph.node[:]
     found.graph.node.extend(kept)
@@ -206,6 +211,12 @@ def whole_layers(model: onnx.ModelProto, in_float: Iterable[str]) -> set[str]:
         if node.op_type == "Conv" and layer_name(node) in whole:
             found.add(layer_name(node))
     return found
+
+
+def _halved(step: Floats | np.float32) -> Floats:
+    """A step as half precision holds it; as it is where it would lose digits."""
+    half = np.asarray(step, np.float16).astype(np.float32)
+    return np.where(np.asarray(step) >= SMALLEST_HALF, half, step).astype(np.float32)
 
 
 def _back(tensor: str) -> str:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from u2export.artifact import Artifact
 from u2export.errors import InputError
 from u2export.metrics import Judgement
+from u2export.quant import account
 from u2export.spec import Precision
 
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -81,6 +83,9 @@ BUDGETS = {
 }
 
 
+_ROOM = 3.0  # times what was found on some pictures may be lost on others
+
+
 def read(path: Path) -> dict[Precision, Budget]:
     """Read budgets that take the place of ours: `{"fp16": {"mask_mae": 0.004}}`.
 
@@ -121,3 +126,30 @@ def excess(judgement: Judgement, budget: Budget) -> str:
         if found is not None and not found >= least:
             over.append(f"{name} {found:.4f} (at least {least:g})")
     return ", ".join(over)
+
+
+def asked_of(artifact: Artifact) -> Budget:
+    """The budget of an artifact's precision; for int8 no stricter than what was asked of it.
+
+    One that was written although it misses that is held to what was found of it then, with room
+    for other pictures.
+    """
+    precision, asked = artifact.facts.precision, artifact.facts.quantization
+    budget = BUDGETS[precision]
+    if precision is not Precision.INT8 or asked is None:
+        return budget
+    loss, mae = 1 - asked.min_iou, asked.max_mae
+    found = account.of(artifact).result if asked.best_effort else None
+    if found is not None and (found.mask_iou is None or found.mask_mae is None):
+        loss, mae = 1.0, 1.0  # no mask was there to be lost
+    elif found is not None:
+        loss = max(loss, _ROOM * (1 - (found.mask_iou or 0.0)))
+        mae = max(mae, _ROOM * (found.mask_mae or 0.0))
+    times = max(1.0, loss / (1 - budget.mask_iou), mae / budget.mask_mae)
+    return Budget(
+        raw_max=None,
+        raw_mean=min(1.0, times * budget.raw_mean),
+        mask_mae=min(1.0, max(mae, budget.mask_mae)),
+        mask_iou=max(0.0, min(1 - loss, budget.mask_iou)),
+        worst_iou=max(0.0, 1 - times * (1 - budget.worst_iou)),
+    )

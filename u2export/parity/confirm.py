@@ -13,8 +13,9 @@ from u2export.artifact import Artifact
 from u2export.backend import Array, Runner
 from u2export.drawn import draw
 from u2export.errors import ExportError
+from u2export.executed import check
 from u2export.metrics import Judgement, compare, judge
-from u2export.parity.budgets import BUDGETS, Budget, excess
+from u2export.parity.budgets import asked_of, excess
 from u2export.parity.emulate import Emulated
 from u2export.pipeline import preprocess
 from u2export.spec import Precision
@@ -49,9 +50,10 @@ def confirm(
     references = _references(source, inputs)
     with registry.open_runner(artifact) as runner:
         executed = _executed(runner, inputs, references, artifact.facts.outputs)
-        ran = runner.executed().summary()
+        told = runner.executed()
+    check(told, registry.run_spec(registry.load(artifact.backend)), artifact.path.name)
     checks: dict[str, Any] = {
-        "ran": ran,
+        "ran": told.summary(),
         "executed": _accept(executed, artifact, "as executed here"),
     }
     if artifact.facts.precision in EMULATED and source.backend == "torch":
@@ -121,39 +123,26 @@ def _network(artifact: Artifact, source: Artifact) -> U2Net:
         import onnx
         from onnx import numpy_helper
 
-        values = {item.name: item for item in onnx.load(artifact.path).graph.initializer}
+        graph = onnx.load(artifact.path).graph
+        values = {item.name: item for item in graph.initializer}
         with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(torch.tensor(numpy_helper.to_array(values[name])))
+            for node in graph.node:
+                if node.op_type == "Conv":
+                    module = network.get_submodule(node.name)
+                    for part, name in zip(("weight", "bias"), node.input[1:], strict=True):
+                        array = numpy_helper.to_array(values[name])
+                        module.get_parameter(part).copy_(torch.tensor(array))
     return network
 
 
 def _accept(judgement: Judgement, artifact: Artifact, how: str) -> dict[str, Any]:
-    over = excess(judgement, _budget(artifact))
+    over = excess(judgement, asked_of(artifact))
     if over:
         raise ExportError(
             f"{artifact.path.name} is not the reference's function {how}: {over}; "
             "nothing was written"
         )
     return {name: _rounded(value) for name, value in judgement.model_dump().items()}
-
-
-def _budget(artifact: Artifact) -> Budget:
-    """That of the precision; for int8 no stricter than what was asked of it."""
-    precision, asked = artifact.facts.precision, artifact.facts.quantization
-    budget = BUDGETS[precision]
-    if asked is None or precision is not Precision.INT8:
-        return budget
-    least = 0.0 if asked.best_effort else min(budget.mask_iou, asked.min_iou)
-    most = 1.0 if asked.best_effort else max(budget.mask_mae, asked.max_mae)
-    scale = most / budget.mask_mae
-    return Budget(
-        raw_max=None,
-        raw_mean=min(1.0, budget.raw_mean * scale),
-        mask_mae=most,
-        mask_iou=least,
-        worst_iou=max(0.0, 1 - (1 - least) * (1 - budget.worst_iou) / (1 - budget.mask_iou)),
-    )
 
 
 def _rounded(value: float | None) -> float | None:

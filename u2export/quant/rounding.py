@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from u2export.backend import Array
+from u2export.errors import ExportError
 from u2export.graph.quantized import LARGEST, Floats, least_steps
 
 PATCHES = 1500  # of each picture, for a layer's covariance
@@ -86,24 +87,21 @@ def effects(
         channel, where the errors of different places have nothing to do with each other.
     """
     found: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
     draw = torch.Generator().manual_seed(seed)
 
-    def keep(name: str, given: Tensor, result: Tensor) -> Tensor:
-        result.retain_grad()
-        outputs[name] = result
+    def watch(name: str, given: Tensor, result: Tensor) -> Tensor:
+        def note(gradient: Tensor) -> None:
+            seen = (gradient.double() ** 2).sum((0, 2, 3)) / len(inputs)
+            found[name] = found[name] + seen if name in found else seen
+
+        result.register_hook(note)  # type: ignore[no-untyped-call]
         return result.clone()  # a ReLU may follow that overwrites what it is given
 
-    with hooked(layers, keep), torch.enable_grad():
+    with hooked(layers, watch), torch.enable_grad():
         for x in track(inputs, "foretelling"):
             saliency = network(torch.tensor(x).requires_grad_(True))
             signs = torch.randint(0, 2, saliency.shape, generator=draw) * 2.0 - 1
-            (saliency * signs).sum().backward()
-            for name, out in outputs.items():
-                assert out.grad is not None
-                seen = (out.grad.double() ** 2).sum((0, 2, 3)) / saliency.numel() / len(inputs)
-                found[name] = found.get(name, torch.zeros_like(seen)) + seen
-            outputs.clear()
+            (saliency * signs / saliency.numel() ** 0.5).sum().backward()
     return found
 
 
@@ -351,6 +349,8 @@ def _covariance(
             network(torch.tensor(x))
     centred = {}
     for name, squares in second.items():
+        if not all(torch.isfinite(square).all() for square in squares):
+            raise ExportError(f"what {name} is given is not finite on the calibration pictures")
         parts = torch.split(first[name], len(squares[0]))
         centred[name] = [
             square - torch.outer(part, part) for square, part in zip(squares, parts, strict=True)

@@ -19,7 +19,7 @@ from u2export.backend import Array
 from u2export.errors import ExportError
 from u2export.graph import quantized
 from u2export.graph.quantized import Range, Recipe
-from u2export.metrics import Judgement, compare, judge
+from u2export.metrics import MIN_CONTRAST, Judgement, compare, judge
 from u2export.quant import rounding
 from u2export.quant.account import Account, Point, keeps
 from u2export.quant.calibration import Calibration
@@ -133,10 +133,11 @@ class Search:
         Raises:
             ExportError: no picture has a subject, so that there is no mask to judge.
         """
-        if not self._asked.best_effort and self.searched(frozenset()).mask_iou is None:
+        halves = (self._pictures.searched, self._pictures.judged)
+        if not (self._asked.best_effort or all(map(self._have_subject, halves))):
             raise ExportError(
-                "no calibration picture has a subject by which masks could be judged: give others, "
-                "or --best-effort"
+                "half of the calibration pictures have no subject by which masks could be judged: "
+                "give others, or --best-effort"
             )
         tried: list[int] = []
         counts = [n for n in TRIED if self._dominant() <= n <= len(self.suspects)]
@@ -152,6 +153,10 @@ class Search:
             middle = (low + high) // 2
             low, high = (low, middle) if self.enough(self._worst(middle)) else (middle, high)
         return self._pruned(self._worst(high))
+
+    def _have_subject(self, pictures: Mapping[str, Array]) -> bool:
+        """Whether the float32 network finds a subject in one of these pictures."""
+        return max(float(np.ptp(self._references[name])) for name in pictures) >= MIN_CONTRAST
 
     def _dominant(self) -> int:
         """How many of the worst layers stay in float32 whatever the masks are."""
@@ -182,7 +187,8 @@ class Search:
         result, signed = (
             self.masks(one, judged, len(chosen)) for one in (model, quantized.signed(model))
         )
-        curve = sorted({0, 1, 2, 4, len(chosen)})
+        drawn = {count: self._worst(count) for count in (0, 1, 2, 4)} | {len(chosen): chosen}
+        curve = [drawn[count] for count in sorted(drawn)]
         whole = quantized.whole_layers(self._model, chosen | self._tail)
         share = sum(self._macs[name] for name in whole) / sum(self._macs.values())
         return Account(
@@ -192,7 +198,7 @@ class Search:
             in_float=tuple(sorted(chosen)),
             why={name: float(f"{self._rounded[name].damage:.4g}") for name in self.suspects},
             share=round(share, 4),
-            curve=tuple(self.searched(self._worst(n)) for n in self._track(curve, "drawing")),
+            curve=tuple(self.searched(one) for one in self._track(curve, "drawing")),
             result=result,
             signed=signed,
             kept=keeps(result, self._asked),
