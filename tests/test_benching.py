@@ -441,9 +441,9 @@ def test_auto_tries_int8_where_there_are_pictures_for_it(folder: Path, pictures,
     with pytest.raises(InputError, match="no backend can export and run here"):
         choosing.choose(wish)
     int8 = {name: spec.quantization for name, spec in asked if spec.precision is Precision.INT8}
-    assert {"onnx", "openvino"} <= set(int8)
-    assert int8["onnx"].pictures == pictures
-    assert (int8["onnx"].min_iou, int8["onnx"].max_mae) == (0.97, 0.004)
+    (first,) = int8  # what lost the mask there is not tried again with the same numbers elsewhere
+    assert int8[first].pictures == pictures
+    assert (int8[first].min_iou, int8[first].max_mae) == (0.97, 0.004)
     asked.clear()
     with pytest.raises(InputError, match="no backend can export and run here"):
         choosing.choose(dataclasses.replace(wish, calibration=()))
