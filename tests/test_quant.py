@@ -548,9 +548,12 @@ def test_notes_that_cannot_be_kept_are_said(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_without_a_mask_nothing_can_be_judged():
-    flat = {name: np.zeros_like(x) for name, x in HALVES.searched.items()}
-    nothing = dataclasses.replace(HALVES, searched=flat, judged=flat)
-    half = dataclasses.replace(HALVES, judged=flat)
+    flat, other = (
+        {name: np.zeros_like(x) for name, x in half.items()}
+        for half in (HALVES.searched, HALVES.judged)
+    )
+    nothing = dataclasses.replace(HALVES, searched=flat, judged=other)
+    half = dataclasses.replace(HALVES, judged=other)
     for halves in (nothing, half):
         with pytest.raises(ExportError, match="half of the calibration pictures have no subject"):
             _search(Quantization(), halves).choose()
