@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from matrix import machine_name
 from parity_mutations import naive_int8, nncf_int8
-from report import RESULTS
+from report import RESULTS, typed
 
 from u2export import benching, build, weights
 from u2export.artifact import Artifact
@@ -91,7 +89,7 @@ def main() -> None:
                 weights=given,
                 model=model.name,
                 seconds=args.seconds,
-                command=shlex.join(["python", "benchmarks/int8.py", *sys.argv[1:]]),
+                command=typed("int8.py"),
             )
             report, _ = benching.measure(plan)
         leave(report, notes, model.name)

@@ -12,12 +12,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
-import shlex
-import sys
 import tempfile
 from pathlib import Path
 
-from report import RESULTS
+from report import RESULTS, typed
 
 from u2export import benching, build, machine, weights
 from u2export.bench import markdown
@@ -60,7 +58,7 @@ def main() -> None:
                 tuple(pictures_in(args.pictures)),
                 weights=given,
                 seconds=args.seconds,
-                command=shlex.join(["python", "benchmarks/matrix.py", *sys.argv[1:]]),
+                command=typed("matrix.py"),
             )
             report, _ = benching.measure(plan)
         print(benching.text(report))

@@ -7,6 +7,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
 from pathlib import Path
 
 from u2export.machine import usable_cpus
@@ -30,6 +32,12 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def typed(script: str) -> str:
+    """The command that was typed, with the names of files and folders and not where they lay."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{script}", *words])
 
 
 def leave(name: str, figures: dict[str, object]) -> Path:

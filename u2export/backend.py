@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from u2export.artifact import DIGEST_MARK, Artifact, Facts, QuantizationFacts, sha256_of
 from u2export.errors import ExportError, InputError
 from u2export.executed import Executed
-from u2export.spec import CALIBRATED, Device, ExportSpec, Precision, Quantization, RunSpec
+from u2export.spec import CALIBRATED, Device, ExportSpec, Precision, RunSpec
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, Array]
@@ -303,7 +303,7 @@ def _quantization(parent: Artifact, spec: ExportSpec) -> QuantizationFacts | Non
     """What was asked; None where a file is converted whose 8 bits somebody else made."""
     if spec.precision not in CALIBRATED or parent.backend != "torch":
         return None
-    asked = spec.quantization or Quantization()
+    asked = spec.calibrated
     return QuantizationFacts(
         calibration=tuple(sorted({sha256_of(path) for path in asked.pictures})),
         min_iou=asked.min_iou,

@@ -300,6 +300,11 @@ class ExportSpec:
         if self.quantization is not None and self.precision not in CALIBRATED:
             raise InputError("calibration is of --int8 and --bf16: add one, or leave it out")
 
+    @property
+    def calibrated(self) -> Quantization:
+        """How int8 or bf16 is to be found, by default where nothing was said of it."""
+        return self.quantization or Quantization()
+
     def setting(self, name: str) -> str | None:
         """The value of a setting, or None where it was not given."""
         return dict(self.settings).get(name)

@@ -36,7 +36,6 @@ from u2export.spec import (
     Device,
     ExportSpec,
     Precision,
-    Quantization,
     RunSpec,
 )
 
@@ -111,7 +110,7 @@ def _calibration(parent: Artifact, spec: ExportSpec) -> Calibration:
     if spec.precision not in CALIBRATED:
         return calibration.Calibration({}, {}, drawn=False)
     picture = parent.with_facts(size=spec.size).facts.picture
-    return calibration.prepare(spec.quantization.pictures if spec.quantization else (), picture)
+    return calibration.prepare(spec.calibrated.pictures, picture)
 
 
 def _to_brain_floats(  # type: ignore[no-untyped-def]
@@ -120,9 +119,8 @@ def _to_brain_floats(  # type: ignore[no-untyped-def]
     """Round a network's weights to what bfloat16 can hold, in place; they stay float32 values."""
     from u2export.quant import rounding
 
-    asked = spec.quantization or Quantization()
     inputs = [*pictures.searched.values(), *pictures.judged.values()]
-    rounding.brain_floats(network, inputs, seed=asked.seed, track=tracked)
+    rounding.brain_floats(network, inputs, seed=spec.calibrated.seed, track=tracked)
 
 
 def _in_whole_numbers(  # type: ignore[no-untyped-def]
@@ -131,7 +129,7 @@ def _in_whole_numbers(  # type: ignore[no-untyped-def]
     """The graph in 8 bits, and what is to be told of it."""
     from u2export.quant import search
 
-    asked = spec.quantization or Quantization()
+    asked = spec.calibrated
     found = search.Search(network, model, pictures, asked, _as_written, tracked)
     chosen = found.choose()
     account = found.account(chosen)
