@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 
 import plotly.graph_objects as go
 
+from u2export import webpage
 from u2export.parity.bisect import Bisection, ModuleError, verdict
 
 _FLOOR = 1e-9  # what a logarithmic axis shows of an error of zero
@@ -67,16 +67,8 @@ def page(found: Bisection, title: str) -> str:
             annotation={"text": found.culprit, "font": {"color": _FAULT}},
             annotation_position="top left" if place > len(names) / 2 else "top right",
         )
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in verdict(found))
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title>"
-    head += "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-    style = (
-        "<style>body{font:16px system-ui,sans-serif;margin:1rem;max-width:1500px;"
-        "overflow-wrap:anywhere}h1{font-size:1.3rem}</style>"
-    )
     plot = figure.to_html(full_html=False, include_plotlyjs=True)
-    heading = f"<h1>{html.escape(title)}</h1>"
-    return f"<!doctype html><html lang='en'>{head}{style}{heading}{lines}{plot}</html>\n"
+    return webpage.page(title, verdict(found), plot)
 
 
 def _effect(module: ModuleError) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
-
 from rich.console import Console
 from rich.table import Table
 
+from u2export import webpage
 from u2export.artifact import QuantizationFacts
 from u2export.quant.account import Account, Point
 
@@ -94,16 +93,8 @@ def page(account: Account, asked: QuantizationFacts, title: str) -> str:
         legend={"orientation": "h", "y": 1.06, "yanchor": "bottom", "x": 0},
         margin={"l": 50, "r": 10},
     )
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title>"
-    head += "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-    style = (
-        "<style>body{font:16px system-ui,sans-serif;margin:1rem;max-width:1300px;"
-        "overflow-wrap:anywhere}h1{font-size:1.3rem}</style>"
-    )
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in _verdict(account, asked).splitlines())
     plot = figure.to_html(full_html=False, include_plotlyjs=True, config={"displayModeBar": False})
-    heading = f"<h1>{html.escape(title)}</h1>"
-    return f"<!doctype html><html lang='en'>{head}{style}{heading}{lines}{plot}</html>\n"
+    return webpage.page(title, _verdict(account, asked).splitlines(), plot)
 
 
 def _figures(point: Point) -> tuple[str, str, str]:
