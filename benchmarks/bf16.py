@@ -21,9 +21,9 @@ from u2export.backend import Array
 from u2export.metrics import compare, judge
 from u2export.parity.emulate import Emulated
 from u2export.pipeline import open_picture, preprocess
+from u2export.places import pictures_in
 from u2export.progress import say, tracked
 from u2export.quant import rounding
-from u2export.run import pictures_in
 from u2export.spec import MODELS, Precision
 from u2export.u2net import U2Net
 

@@ -25,8 +25,8 @@ from u2export import benching, build, weights
 from u2export.artifact import Artifact
 from u2export.bench import markdown
 from u2export.bench.report import BenchReport
+from u2export.places import pictures_in
 from u2export.quant import account
-from u2export.run import pictures_in
 from u2export.spec import MODELS, ExportSpec, Precision, Quantization
 
 

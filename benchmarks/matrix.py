@@ -19,7 +19,7 @@ from report import RESULTS, typed
 
 from u2export import benching, build, machine, weights
 from u2export.bench import markdown
-from u2export.run import pictures_in
+from u2export.places import pictures_in
 from u2export.spec import MODELS, ExportSpec, Precision
 
 CANDIDATES = (

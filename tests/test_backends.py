@@ -226,7 +226,8 @@ def test_a_runtime_that_fails_while_computing_is_our_error(exported, picture, mo
         if suffix == "onnx":
             monkeypatch.setattr(runner, "_session", SimpleNamespace(run=fail))
         elif suffix == "xml":
-            monkeypatch.setattr(runner, "_request", SimpleNamespace(infer=fail))
+            runner._free.get()
+            runner._free.put(SimpleNamespace(infer=fail))
         else:
             monkeypatch.setattr(runner, "_call", fail)
         with pytest.raises(ExportError, match="failed: "):

@@ -279,6 +279,7 @@ def _opened(path: Path) -> Runner:
     return registry.open_runner(registry.open_artifact(path, "u2netp"))
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_one_thread_is_one_thread(path: Path, picture):
     """Process time stays at wall time: nothing else computes."""
     with registry.open_runner(registry.open_artifact(path), threads=1) as runner:

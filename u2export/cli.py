@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import itertools
 import json
 import shlex
 import signal
 import sys
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, closing, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,18 +23,23 @@ import typer.main
 
 from u2export import plugins
 from u2export.errors import InputError, U2ExportError
+from u2export.machine import usable_cpus
 from u2export.progress import phases, say, tracked
 from u2export.spec import (
     DEFAULT_OPSET,
     MAX_MAE,
     MAX_PIXELS,
+    MAX_THREADS,
     MIN_IOU,
     MODELS,
     OPSETS,
     Device,
+    Engine,
     ExportSpec,
+    Format,
     Precision,
     Quantization,
+    Refine,
     Resize,
     model_named,
     parse_batch,
@@ -269,7 +279,7 @@ def _wanted_precision(given: dict[str, Any]) -> Precision:
 
 def _quantization(given: dict[str, Any]) -> Quantization | None:
     """What int8 is asked for; None where nothing is said of it."""
-    from u2export import run as running
+    from u2export import places
 
     told = [name for name in _QUANTIZATION if given.get(name) != _OPTIONAL[name][1]]
     able = _QUANTIZATION if given.get("int8") else _PICTURES if given.get("bf16") else ()
@@ -280,7 +290,7 @@ def _quantization(given: dict[str, Any]) -> Quantization | None:
     if not told:
         return None
     return Quantization(
-        pictures=tuple(running.pictures_in(given["calibration"] or [])),
+        pictures=tuple(places.pictures_in(given["calibration"] or [])),
         **{name: given[name] for name in _QUANTIZATION[1:]},
     )
 
@@ -300,16 +310,67 @@ for _name in plugins.names():
 @app.command()
 def run(
     artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    pictures: Annotated[
+        list[Path],
+        typer.Argument(help="Pictures, folders of them, patterns such as 'a/**/*.jpg', or - ."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A folder, or for one picture a .png file. By default masks/ or cutouts/."
+            help="A folder; for one picture also a file, or - . By default masks/ or cutouts/."
         ),
     ] = None,
     cutout: Annotated[
         bool, typer.Option("--cutout", help="Write the subject on transparency, not the mask.")
     ] = False,
+    background: Annotated[
+        str | None, typer.Option(help="Write the subject on a colour, or on a picture's file.")
+    ] = None,
+    refine: Annotated[
+        str,
+        typer.Option(
+            help="plain; guided: edges follow the picture's; matting: hair and fur too, slow."
+        ),
+    ] = "plain",
+    threshold: Annotated[
+        float | None, typer.Option(help="From here on all is subject, below nothing: 0 to 1.")
+    ] = None,
+    feather: Annotated[float, typer.Option(help="Blur the mask's edge by so many pixels.")] = 0.0,
+    post_process: Annotated[
+        bool, typer.Option("--post-process", help="Drop small islands, fill small holes.")
+    ] = False,
+    decontaminate: Annotated[
+        bool,
+        typer.Option("--decontaminate", help="Take the ground's colour out of soft edges."),
+    ] = False,
+    crop: Annotated[bool, typer.Option("--crop", help="To the subject.")] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help=f"{', '.join(Format)}. By default as --out's name says, else png."
+        ),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Of webp (100: lossless) and jpg.")] = 90,
+    png_level: Annotated[int, typer.Option(help="Of PNG's compression, 0 to 9.")] = 1,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Template of results' names, such as '{folder}/{stem}-mask.{ext}'."),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Take folders of folders too.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out pictures whose result is there.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with what comes into the folders.")
+    ] = False,
+    log: Annotated[
+        Path | None, typer.Option(help="Add a line of JSON for each picture to this file.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help=f"{', '.join(Engine)}: threads of this process, or Ray's actors.")
+    ] = "local",
     device: _DEVICE = None,
     threads: _THREADS = None,
     precision: _PRECISION = None,
@@ -325,30 +386,120 @@ def run(
     max_pixels: Annotated[int, typer.Option(help="Larger pictures are refused.")] = MAX_PIXELS,
 ) -> None:
     """Write a mask or cut-out for each picture, at its own size, and print its path."""
+    from u2export import finish, places
     from u2export import run as running
+    from u2export.artifact import check_places
+    from u2export.encode import Encoding
 
-    found = running.pictures_in(pictures)
-    default = Path("cutouts" if cutout else "masks")
-    targets = running.output_paths(found, out or default)
-    failed = 0
-    with running.load(
-        artifact,
-        model=model,
-        device=device,
-        threads=threads,
-        precision=precision,
-        compiled=compiled,
-        resample=resample,
-    ) as segment:
-        pairs = tracked(list(targets.items()), "segmenting")
-        for done in running.process(segment, pairs, cutout=cutout, max_pixels=max_pixels):
-            if done.error:
-                failed += 1
-                say(f"error: {done.error}")
-            else:
-                print(done.result, flush=True)
+    coloured = cutout or background is not None
+    order = running.Order(
+        finish=finish.Finish(
+            cutout=cutout,
+            background=None if background is None else finish.background(background),
+            refine=Refine.named(refine),
+            threshold=threshold,
+            feather=feather,
+            clean=post_process,
+            decontaminate=decontaminate,
+            crop=crop,
+        ),
+        encoding=Encoding(places.format_of(format_, out), quality=quality, png_level=png_level),
+        max_pixels=max_pixels,
+        hashed=log is not None,
+    )
+    usual = Path("cutouts" if coloured else "masks")
+    plan = places.Plan(
+        out or (places.STANDARD if pictures == [places.STANDARD] else usual),
+        str(order.encoding.format),
+        template=name,
+        recursive=recursive,
+        skip_existing=skip_existing,
+    )
+    rounds = plan.watched(pictures) if watch else iter([plan.targets(pictures)])
+    first = next(rounds)
+    check_places(log, *(result for _, result in first[:1] if result != places.STANDARD))
+    if Engine.named(engine) is Engine.RAY and (watch or places.STANDARD in [*pictures, plan.out]):
+        raise InputError("Ray takes pictures and results in files, all at the start")
+    options: dict[str, Any] = {
+        "model": model,
+        "device": device,
+        "precision": precision,
+        "compiled": compiled,
+        "resample": resample,
+    }
+    with ExitStack() as opened:
+        make: Callable[[Iterable[tuple[Path, Path]]], Generator[running.Done, None, None]]
+        told = sys.stdout
+        if Engine.named(engine) is Engine.RAY:
+            from u2export import ray
+
+            opened.enter_context(redirect_stdout(sys.stderr))  # Ray has much to say
+            make = partial(
+                ray.map_pictures,
+                artifact,
+                order=order,
+                workers=threads or usable_cpus(),
+                options=options,
+            )
+        else:
+            at_once = MAX_THREADS if watch else max(1, len(first))
+            segment = running.load(artifact, threads=threads, at_once=at_once, **options)
+            make = partial(running.process, opened.enter_context(segment), order=order)
+        journal = log and opened.enter_context(running.Journal(log, artifact))
+        failed: list[str] = []
+        for targets in itertools.chain([first], rounds):
+            # closed, whatever happens here, before the runner is
+            with closing(make(tracked(targets, "segmenting"))) as results:
+                for done in results:
+                    if journal:
+                        journal.add(done)
+                    if done.error:
+                        failed.append(str(done.picture))
+                        say(f"error: {done.error}")
+                    elif done.result != places.STANDARD:
+                        print(done.result, file=told, flush=True)
     if failed:
-        raise InputError(f"{failed} of {len(targets)} pictures failed; the rest were written")
+        raise InputError(f"{running.summary(failed, len(first))}; the rest were written")
+
+
+@app.command()
+def video(
+    artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
+    frame: Annotated[str, typer.Option(help="Size of a frame, such as 1280x720.")],
+    cutout: Annotated[
+        bool, typer.Option("--cutout", help="Write RGBA frames, not masks (gray).")
+    ] = False,
+    smooth: Annotated[
+        float, typer.Option(help="How much of earlier masks is kept, 0 to below 1.")
+    ] = 0.0,
+    device: _DEVICE = None,
+    threads: _THREADS = None,
+    precision: _PRECISION = None,
+    resample: Annotated[
+        str | None, typer.Option(help="How frames become square. By default as recorded.")
+    ] = None,
+    model: _FOREIGN_MODEL = None,
+) -> None:
+    """Turn raw rgb24 frames on standard input into raw masks or cut-outs on standard output."""
+    from u2export import run as running
+    from u2export import video as videos
+
+    reel = videos.Reel(videos.frame_size(frame), cutout=cutout, smooth=smooth)
+    with (
+        running.load(
+            artifact,
+            model=model,
+            device=device,
+            threads=threads,
+            precision=precision,
+            resample=resample,
+            at_once=MAX_THREADS,
+        ) as segment,
+        phases() as phase,
+    ):
+        phase("segmenting frames")
+        count = videos.convert(segment, sys.stdin.buffer, sys.stdout.buffer, reel)
+    say(f"{count} frames")
 
 
 @app.command("inspect")
@@ -447,8 +598,7 @@ def parity(
     ),
 ) -> None:
     """Judge whether model files are the same function as a reference, from file to mask."""
-    from u2export import judging
-    from u2export import run as running
+    from u2export import judging, places
     from u2export.artifact import check_places
 
     if cases not in ("quick", "all"):
@@ -456,7 +606,7 @@ def parity(
     question = judging.Question(
         reference=reference,
         candidates=tuple(candidates or ()),
-        pictures=tuple(running.pictures_in(pictures or [])),
+        pictures=tuple(places.pictures_in(pictures or [])),
         thorough=cases == "all",
         budgets=judging.budgets(budget),
         weights=weights,
@@ -559,8 +709,7 @@ def bench(
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown table.")] = None,
 ) -> None:
     """Measure model files in turns, with their masks judged; status 6 if one is wrong or fails."""
-    from u2export import benching, machine
-    from u2export import run as running
+    from u2export import benching, machine, places
     from u2export.artifact import check_places
     from u2export.bench import regress
     from u2export.bench import report as reports
@@ -570,7 +719,7 @@ def bench(
         regress.comparable(machine.described(), earlier)
     plan = benching.Plan(
         artifacts=tuple(artifacts),
-        pictures=tuple(running.pictures_in(pictures or [])),
+        pictures=tuple(places.pictures_in(pictures or [])),
         reference=reference,
         weights=weights,
         model=model,
@@ -663,8 +812,7 @@ def auto(
     html: Annotated[Path | None, typer.Option(help="Write a page with plots and masks.")] = None,
 ) -> None:
     """Export every format, judge, measure, and leave the best here; prints its path."""
-    from u2export import benching, choosing
-    from u2export import run as running
+    from u2export import benching, choosing, places
     from u2export.artifact import check_places
     from u2export.bench.recommend import Limits
 
@@ -680,8 +828,8 @@ def auto(
             max_memory_mb=max_memory_mb,
         ),
         sizes=benching.batches(sizes),
-        pictures=tuple(running.pictures_in(pictures or [])),
-        calibration=tuple(running.pictures_in(calibration or [])),
+        pictures=tuple(places.pictures_in(pictures or [])),
+        calibration=tuple(places.pictures_in(calibration or [])),
         out=out,
         threads=threads,
         seconds=duration,
@@ -800,6 +948,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, _leave)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are what they are
     try:
         app(standalone_mode=True)
     except U2ExportError as error:

@@ -21,11 +21,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from u2export.backend import Array
 from u2export.errors import InputError
@@ -39,9 +39,12 @@ _FILTERS = {
     Resize.LANCZOS: Image.Resampling.LANCZOS,
 }
 _TRANSPARENT = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
+_COLOURS = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "RGBa"})  # their profiles are of RGB
 _LIMIT = threading.Lock()
 _TALL = 8  # times as tall as the input: fewer than all rows are needed then
-_BAND = 256  # rows of a mask that are rounded at once
+_BAND = 64  # rows that are made at once: few enough to stay in a processor's cache
+_DRAFT = 2  # times the input's side: from there on a reduced JPEG changes no mask; see the tests
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations by which width and height change places
 
 
 def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -57,10 +60,7 @@ def open_picture(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         InputError: there is no such file, it is no picture, it is cut short, or too large.
     """
-    with _opened(source, max_pixels) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # it is nobody else's: no copy is needed
-        return _converted(image)
+    return decode(open_header(source, max_pixels=max_pixels)).picture
 
 
 def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -69,22 +69,103 @@ def check_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
     Raises:
         InputError: it cannot be read, is no picture, or is too large.
     """
-    with _opened(path, max_pixels):
-        pass  # the header was read
+    open_header(path, max_pixels=max_pixels).close()
+
+
+def open_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the beginning of a picture file; `decode` reads the rest.
+
+    Args:
+        source: a path, or an open binary file.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        A picture that knows its size (before it is turned upright), and no pixel of it.
+
+    Raises:
+        InputError: there is no such file, it is no picture, or too large.
+    """
+    with _reading(_name(source)), _no_pixel_limit():
+        image = Image.open(source)
+    image.filename = _name(source)  # for what `decode` may have to say
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        image.close()
+        raise InputError(
+            f"{image.filename} has {pixels / 1e6:.1f} million pixels, more than the "
+            f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
+        )
+    return image
+
+
+class Decoded(NamedTuple):
+    """A picture that was read.
+
+    Attributes:
+        picture: upright, mode RGB, or RGBA where it has transparency; perhaps reduced.
+        size: (width, height) of the upright picture, not reduced.
+    """
+
+    picture: Image.Image
+    size: tuple[int, int]
+
+
+def decode(header: Image.Image, *, least: int | None = None) -> Decoded:
+    """Read the pixels of a picture whose header was read, turn it upright, and close the file.
+
+    Args:
+        header: from `open_header`.
+        least: pixels of the shorter side that are enough: a JPEG is then decoded at an eighth, a
+            quarter or half of its size where that leaves so many; by default all of them.
+
+    Raises:
+        InputError: the file is broken or cut short.
+    """
+    with header, _reading(_name(header)):
+        width, height = header.size
+        if least is not None:
+            header.draft(None, (least, least))  # other formats than JPEG have no such thing
+        header.load()
+        if header.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
+            width, height = height, width
+        _turn(header)
+        return Decoded(_converted(header), (width, height))
+
+
+def _turn(image: Image.Image) -> None:
+    """Apply the EXIF orientation to a picture that is nobody else's, without a copy."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # it is turned, and some of its EXIF has values that cannot be written
+        image.info.pop("exif", None)
+
+
+def cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A part of a picture, however large; Pillow takes a large part for an attack."""
+    with _no_pixel_limit():
+        return image.crop(box)
+
+
+def draft_side(spec: PictureSpec) -> int | None:
+    """Pixels a side that are enough for the network's input; None where all are needed.
+
+    The authors' resize takes single pixels of the full picture; Pillow's filters take means of
+    many, which means of fewer hardly change.
+    """
+    return None if spec.resize is Resize.AUTHORS else _DRAFT * spec.size
+
+
+def _name(source: Path | BinaryIO | Image.Image) -> str:
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "")) or "the picture"
+    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the picture"))
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture file whose header allows it; whatever goes wrong becomes one sentence."""
-    name = str(source) if isinstance(source, Path) else getattr(source, "name", "the picture")
+def _reading(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture file becomes one sentence."""
     try:
-        with _no_pixel_limit():
-            image = Image.open(source)
-        with image:
-            _refuse_large(image, name, max_pixels)
-            yield image
-    except InputError:
-        raise
+        yield
     except FileNotFoundError as error:
         raise InputError(f"there is no picture at {name}") from error
     except Exception as error:  # decoders of broken files raise whatever they like
@@ -98,11 +179,16 @@ def upright(image: Image.Image) -> Image.Image:
 
 def _converted(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB or RGBA; what is so already is given as it is."""
-    if image.mode == "F" or image.mode.startswith("I"):
+    mode = image.mode
+    if mode == "F" or mode.startswith("I"):
         image = _to_8_bits(image)
     if image.mode in _TRANSPARENT or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    if mode not in _COLOURS:
+        image.info.pop("icc_profile", None)  # it was of inks, or of grays
+    return image
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -202,14 +288,36 @@ def enlarge(stretched: Array, size: tuple[int, int]) -> Image.Image:
     Returns:
         Mode L; 255 is subject.
     """
-    enlarged = Image.fromarray(stretched).resize(size, Image.Resampling.BILINEAR)
-    mask = Image.new("L", size)
-    for top in range(0, size[1], _BAND):  # a band at a time: floats take four times the room
-        box = (0, top, size[0], min(top + _BAND, size[1]))
-        values = np.array(enlarged.crop(box))
-        values *= 255
-        mask.paste(Image.fromarray(_round(values)), box)
-    return mask
+    mask = np.empty((size[1], size[0]), np.uint8)
+    for rows, values in bands(stretched * np.float32(255), size):
+        values += 0.5
+        mask[rows] = values  # none is negative, so cutting off the fraction rounds
+    return Image.fromarray(mask)
+
+
+def bands(values: Array, size: tuple[int, int]) -> Iterator[tuple[slice, Array]]:
+    """Bring a map to another size bilinearly, a band of rows at a time: floats take much room.
+
+    Args:
+        values: (H,W) float32.
+        size: (width, height) of the result, in pixels.
+
+    Yields:
+        Which rows, and what is in them: (rows, width) float32, which may be changed.
+    """
+    width, height = size
+    down = height < len(values)  # then rows become means of several
+    wide = Image.fromarray(values).resize(
+        (width, height if down else len(values)), Image.Resampling.BILINEAR
+    )
+    known = np.asarray(wide)
+    above, below, share = _neighbours(len(known), height)
+    for top in range(0, height, _BAND):
+        rows = slice(top, min(top + _BAND, height))
+        band = known[above[rows]]
+        if not down:
+            band += (known[below[rows]] - band) * share[rows, None]
+        yield rows, band
 
 
 def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
@@ -220,14 +328,22 @@ def cut_out(picture: Image.Image, mask: Image.Image) -> Image.Image:
         mask: mode L, of the picture's size.
 
     Returns:
-        Mode RGBA.
+        Mode RGBA; what is not seen at all has no colour either.
     """
-    cut = picture.convert("RGBA")
-    if picture.mode == "RGBA":
-        own = np.asarray(cut.getchannel("A"), np.float32)
-        mask = Image.fromarray(_round(own * np.asarray(mask, np.float32) / 255))
-    cut.putalpha(mask)
-    return cut
+    width, height = picture.size
+    cut = np.empty((height, width, 4), np.uint8)
+    for top in range(0, height, _BAND):
+        box = (0, top, width, min(top + _BAND, height))
+        part, seen = picture.crop(box), mask.crop(box)
+        if part.mode == "RGBA":
+            own = np.asarray(part.getchannel("A"), np.float32)
+            seen = Image.fromarray(_round(own * np.asarray(seen) / 255))
+        part.putalpha(seen)
+        band = cut[top : box[3]]
+        band[:] = np.asarray(part)
+        whole = band.view(np.uint32)  # a pixel in one number
+        whole *= band[..., 3:] > 0
+    return Image.frombuffer("RGBA", picture.size, cut, "raw", "RGBA", 0, 1)
 
 
 def squash(picture: Image.Image, spec: PictureSpec) -> Array:
@@ -309,15 +425,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _round(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     rounded: NDArray[np.uint8] = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return rounded
-
-
-def _refuse_large(image: Image.Image, name: str, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        raise InputError(
-            f"{name} has {pixels / 1e6:.1f} million pixels, more than the "
-            f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
-        )
 
 
 def _reason(error: Exception) -> str:

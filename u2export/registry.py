@@ -15,9 +15,8 @@ from u2export.backend import Backend, Runner
 from u2export.errors import ArtifactError, DependencyError, InputError, U2ExportError
 from u2export.executed import check
 from u2export.machine import usable_cpus
-from u2export.spec import Device, Precision, RunSpec, model_named
+from u2export.spec import MAX_THREADS, Device, Precision, RunSpec, model_named
 
-MAX_THREADS = 1024  # runtimes start every thread they are told to, until the machine stands still
 names = plugins.names
 
 
@@ -145,7 +144,7 @@ def open_runner(
         device: where to compute; by default the backend's first.
         threads: for computation; by default all that this process may use.
         precision: of the arithmetic; by default what the artifact says.
-        streams: how many batches `Runner.stream` keeps under way at once.
+        streams: how many calls may be under way at once; they share the threads.
         compiled: let PyTorch compile the network.
 
     Raises:

@@ -69,6 +69,29 @@ class Task(_Name):
     PORTRAIT = "portrait"
 
 
+class Refine(_Name):
+    """How a mask comes to the picture's size."""
+
+    PLAIN = "plain"
+    GUIDED = "guided"
+    MATTING = "matting"
+
+
+class Engine(_Name):
+    """What carries a run over many pictures."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+class Format(_Name):
+    """What results are written as."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPG = "jpg"
+
+
 class Resize(_Name):
     """How a picture becomes the network's square input.
 
@@ -87,6 +110,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 32, 2048, 32
 MAX_BATCH = 1024
+MAX_THREADS = 1024  # runtimes start every thread they are told to, until the machine stands still
 MAX_PIXELS = 100_000_000  # of a picture, unless allowed otherwise
 RANDOM = "random:"  # what --weights takes instead of a file, followed by a seed
 # 18 is what torch's exporter writes by itself; onnxruntime, OpenVINO and TensorRT 10/11 take it.
@@ -372,7 +396,8 @@ class RunSpec:
         threads: for computation on the CPU.
         precision: what the arithmetic must be, or None for what the artifact says. Half precision
             that is only stored may then be computed in float32 on a CPU.
-        streams: how many pictures or batches `Runner.stream` keeps under way at once.
+        streams: how many calls may be under way at once, from `Runner.stream` or from as many
+            threads; they share the threads for computation.
         compiled: let PyTorch compile the network.
     """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from u2export import judging
 from u2export.errors import InputError
 from u2export.parity.report import Report
-from u2export.run import pictures_in
+from u2export.places import pictures_in
 
 
 def assert_parity(

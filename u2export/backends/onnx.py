@@ -7,13 +7,14 @@ import importlib.metadata
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from u2export import flow
 from u2export.artifact import (
     DIGEST_KEY,
     FACTS_KEY,
@@ -182,7 +183,7 @@ class OnnxRunner(Runner):
         if self._stored is Precision.BF16:
             self._stored = Precision.FP32  # values that bfloat16 can hold, kept as float32
         self._path = artifact.path
-        self._session = _session(artifact.path, _options(asked.threads), asked.device)
+        self._session = _session(artifact.path, _options(_each(asked)), asked.device)
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         size = artifact.facts.size
@@ -204,6 +205,11 @@ class OnnxRunner(Runner):
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
         return self._outputs(None, x)
 
+    def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
+        """Compute many inputs, as many at once as the runner was opened for."""
+        own = (np.array(x, order="C") for x in inputs)  # the caller may fill x again at once
+        yield from flow.in_order(self, own, self._asked.streams)
+
     def _outputs(self, names: list[str] | None, x: Array) -> tuple[Array, ...]:
         try:
             found = self._session.run(names, {self._input: x})
@@ -220,7 +226,7 @@ class OnnxRunner(Runner):
         """
         x = np.zeros((self.fewest, 3, self.size, self.size), np.float32)
         with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
-            options = _options(self._asked.threads)
+            options = _options(_each(self._asked))
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "kernels")
             session = _session(self._path, options, self._asked.device)
@@ -237,6 +243,11 @@ class OnnxRunner(Runner):
 
     def _release(self) -> None:
         del self._session
+
+
+def _each(asked: RunSpec) -> int:
+    """Threads that one call computes with."""
+    return max(1, asked.threads // asked.streams)
 
 
 def _ran(name: str) -> bool:
@@ -391,6 +402,7 @@ BACKEND = Backend(
     read_facts=read_facts,
     run_precisions=(Precision.FP32, Precision.FP16, Precision.INT8),
     options=("batch", "size", "all_outputs", "opset", "quantization"),
+    run_options=("streams",),
     proof_at_open=(Device.CUDA,),
     missing_device=missing_device,
     stored=stored,

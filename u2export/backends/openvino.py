@@ -6,11 +6,11 @@ import contextlib
 import math
 import os
 import re
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -127,8 +127,9 @@ class OpenvinoRunner(Runner):
             kind = inputs[0].element_type.get_type_name()
             raise ArtifactError(f"{artifact.path} takes {kind}; it must take float32")
         super().__init__(facts.size, None if shape[0].is_dynamic else shape[0].get_length())
-        self._request = self._compiled.create_infer_request()
-        self._lock = threading.Lock()
+        self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(asked.streams):
+            self._free.put(self._compiled.create_infer_request())
 
     @property
     def from_cache(self) -> bool:
@@ -142,9 +143,13 @@ class OpenvinoRunner(Runner):
         return self._outputs(x, len(self._compiled.outputs))
 
     def _outputs(self, x: Array, count: int) -> tuple[Array, ...]:
-        with self._lock, _failing():  # one request: another thread waits
-            self._request.infer([_view(x)], share_inputs=True)
-            return tuple(_owned(self._request, i) for i in range(count))
+        request = self._free.get()  # more threads than streams wait
+        try:
+            with _failing():
+                request.infer([_view(x)], share_inputs=True)
+                return tuple(_owned(request, i) for i in range(count))
+        finally:
+            self._free.put(request)
 
     def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
         """Compute many inputs, as many at once as the runner was opened for."""
@@ -187,7 +192,7 @@ class OpenvinoRunner(Runner):
         )
 
     def _release(self) -> None:
-        del self._request, self._compiled
+        del self._free, self._compiled
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from u2export import artifact as artifacts
-from u2export import pipeline, registry
+from u2export import encode, pipeline, registry
 from u2export.backend import Array, Runner
 from u2export.errors import U2ExportError
 from u2export.machine import usable_cpus
@@ -192,7 +192,9 @@ class Worker:
                     self._runner, self._batch_of(0, count), count, seconds
                 )
         backend = registry.load(self._artifact.backend)
-        for streams in STREAMS if "streams" in backend.run_options else ():
+        threads = max(min(STREAMS), self._wanted.threads or usable_cpus())
+        able = [n for n in STREAMS if n <= threads] if "streams" in backend.run_options else []
+        for streams in able:
             with self._open(streams) as runner:
                 found[f"{streams} streams"] = _flow(
                     runner, self._batch_of(0), self._batch, streams, seconds
@@ -255,9 +257,6 @@ def _walk(content: bytes, runner: Runner, spec: PictureSpec) -> Iterator[tuple[s
     out = io.BytesIO()
     picture = pipeline.open_picture(io.BytesIO(content))
 
-    def encode(mask: Any) -> None:
-        mask.save(out, "PNG", compress_level=1)
-
     steps: list[tuple[str, Callable[[Any], Any]]] = [
         ("decode", lambda v: pipeline.open_picture(io.BytesIO(v), max_pixels=MAX_PIXELS)),
         ("resize", lambda v: pipeline.squash(pipeline.opaque(v), spec)),
@@ -265,7 +264,7 @@ def _walk(content: bytes, runner: Runner, spec: PictureSpec) -> Iterator[tuple[s
         ("infer", runner.single),
         ("stretch", lambda v: pipeline.stretch(v, spec)),
         ("upsample", lambda v: pipeline.enlarge(v, picture.size)),
-        ("encode", encode),
+        ("encode", lambda v: encode.encode(v, out, encode.PNG, {})),
     ]
     for name, step in steps:
         begun = time.perf_counter()
