@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# test processes; each holds PyTorch, 1 GB or more
+JOBS ?= 2
 DEMO := exported/u2netp-demo-fp16
 
 .PHONY: demo test check clean
@@ -24,7 +26,7 @@ demo: $(VENV)/.demo-installed
 	@echo "exported/demo-parity.html shows the masks, exported/demo-bench.html the measurements"
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.test-installed
 	$(BIN)/ruff check .

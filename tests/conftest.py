@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from filelock import FileLock
 
 from u2export import build, machine, registry, weights
 from u2export.artifact import Artifact
@@ -19,6 +20,7 @@ from u2export.spec import MODELS, ExportSpec, Precision
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEMO = MODELS["u2netp-demo"]
 SMALL = 64  # pixels
+ALL_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -26,6 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend", action="append", help="test the promises of this backend only; repeatable"
     )
+    parser.addoption("--traces", type=Path, help="folder of networks that were traced already")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes a processor of its own.
+
+    Runtimes start a thread for each processor there is, and threads that wait for each other on
+    too few of them take several times as long.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker and hasattr(os, "sched_setaffinity"):
+        mine = sorted(ALL_CPUS)[int(worker["workerid"].removeprefix("gw")) % len(ALL_CPUS)]
+        os.sched_setaffinity(0, {mine})
 
 
 def _backends(config: pytest.Config) -> list[str]:
@@ -57,30 +72,67 @@ def _nothing_is_fetched_and_no_home_is_touched(tmp_path_factory: pytest.TempPath
         yield
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder for what all of a run's test processes use; pytest-xdist starts several."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if hasattr(pytestconfig, "workerinput") else base) / "common"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def _made_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """Let the first process that comes make a folder; others wait for it."""
+    done = place / "done"
+    with FileLock(f"{place}.lock"):
+        if not done.exists():
+            place.mkdir(exist_ok=True)
+            make(place)
+            done.touch()
+    return place
+
+
+@pytest.fixture(scope="session")
+def traces(common: Path, pytestconfig: pytest.Config) -> Path:
+    """A folder for what was traced."""
+    given: Path | None = pytestconfig.getoption("--traces")
+    place = given or common / "traces"
+    place.mkdir(exist_ok=True)
+    return place
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _a_network_is_traced_once():
+def _a_network_is_traced_once(traces: Path):
     """Tracing takes 5 to 10 s, and a network that was traced gives the same graph again.
 
     That the same export in two processes gives the same bytes is tested by the command line.
     """
     from u2export.graph import trace
 
-    real, known = trace.trace, {}
+    real = trace.trace
 
     def traced(network: Any, size: int, opset: int) -> onnx.ModelProto:
         digest = hashlib.sha256()
         for name, values in network.state_dict().items():
             digest.update(name.encode() + values.contiguous().numpy().tobytes())
-        key = (digest.hexdigest(), size, opset, network.all_outputs)
-        if key not in known:
-            known[key] = real(network, size, opset)
-        model = onnx.ModelProto()
-        model.CopyFrom(known[key])
-        return model
+        name = f"{digest.hexdigest()}-{size}-{opset}-{network.all_outputs}.onnx"
+        with FileLock(traces / f"{name}.lock"):
+            if not (traces / name).exists():
+                onnx.save(real(network, size, opset), traces / name)
+        return onnx.load(traces / name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "trace", traced)
         yield
+
+
+@pytest.fixture
+def all_cpus():
+    """Let this process use every processor for a test."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CPUS)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session")
@@ -89,28 +141,32 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+def exported(common: Path, pytestconfig: pytest.Config) -> Path:
     """A folder with the demo weights as every backend exports them, fp32 and fp16."""
-    out = tmp_path_factory.mktemp("exported")
-    source = weights.find(DEMO)
-    for backend in _backends(pytestconfig):
-        for precision in (Precision.FP32, Precision.FP16):
-            if precision in registry.load(backend).precisions:
-                build.build(backend, ExportSpec(DEMO, 320, precision), source, out)
-    return out
+
+    def make(out: Path) -> None:
+        source = weights.find(DEMO)
+        for backend in _backends(pytestconfig):
+            for precision in (Precision.FP32, Precision.FP16):
+                if precision in registry.load(backend).precisions:
+                    build.build(backend, ExportSpec(DEMO, 320, precision), source, out)
+
+    return _made_once(common / "-".join(["exported", *_backends(pytestconfig)]), make)
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+def small(common: Path, pytestconfig: pytest.Config) -> Path:
     """A folder with the demo weights for 64 pixels and any batch, as every backend exports them."""
-    out = tmp_path_factory.mktemp("small")
-    source = weights.find(DEMO)
-    for name in _backends(pytestconfig):
-        options = registry.load(name).options
-        free = None if "batch" in options else 1
-        size = SMALL if "size" in options else 320
-        build.build(name, ExportSpec(DEMO, size, batch=free), source, out)
-    return out
+
+    def make(out: Path) -> None:
+        source = weights.find(DEMO)
+        for name in _backends(pytestconfig):
+            options = registry.load(name).options
+            free = None if "batch" in options else 1
+            size = SMALL if "size" in options else 320
+            build.build(name, ExportSpec(DEMO, size, batch=free), source, out)
+
+    return _made_once(common / "-".join(["small", *_backends(pytestconfig)]), make)
 
 
 @pytest.fixture(scope="session")
