@@ -306,8 +306,9 @@ class _Taken:
     def __init__(self, done: Done, file: BinaryIO) -> None:
         self.done, self.file, self.state = done, file, _state(file)
         self.notes: dict[str, bytes] = {}
-        self.header: Image.Image
+        self.header: Image.Image | None = None
         self.picture: Image.Image | None = None
+        self.pixels = 0
 
 
 class _Shop:
@@ -322,8 +323,7 @@ class _Shop:
         found = [Done(picture, result) for picture, result in pairs]
         with ExitStack() as held:
             taken = [one for one in (self._begin(done, held) for done in found) if one]
-            pixels = sum(math.prod(one.header.size) for one in taken)
-            held.enter_context(self._room.taken(pixels))
+            held.enter_context(self._room.taken(sum(one.pixels for one in taken)))
             inputs = {one: x for one in taken if (x := self._prepare(one)) is not None}
             for one, saliency in zip(inputs, self._compute(inputs), strict=False):
                 self._end(one, saliency)
@@ -337,6 +337,7 @@ class _Shop:
                 done.sha256 = artifacts.sha256_of_file(one.file)
                 one.file.seek(0)
             one.header = pipeline.open_header(one.file, max_pixels=self._order.max_pixels)
+            one.pixels = math.prod(one.header.size)
             return one
         return None
 
@@ -344,9 +345,12 @@ class _Shop:
         """Decode a picture and make the network's input of it; keep of it what is needed later."""
         with _noting(one.done):
             finish, spec = self._order.finish, self._segment.spec
+            header, one.header = one.header, None  # it becomes the picture: nobody else may hold it
+            if header is None:
+                return None
             with one.done.stage("decode"):
                 least = None if finish.looks else pipeline.draft_side(spec)
-                picture, one.done.size = pipeline.decode(one.header, least=least)
+                picture, one.done.size = pipeline.decode(header, least=least)
             if _state(one.file) != one.state:
                 raise InputError(f"{one.done.picture} was changed while it was read")
             with one.done.stage("prepare"):
