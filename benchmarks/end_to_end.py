@@ -1,7 +1,7 @@
 """From picture file to mask file: `u2export run` beside `rembg i` and `rembg p`, in turns.
 
     python benchmarks/end_to_end.py [--weights u2netp.safetensors] [--calibration FOLDER]
-        [--rounds 4]
+        [--rounds 4] [--only "12 megapixels"]
 
 Both get the same weights and the same JPEGs, as a user would type it; rembg is installed into an
 environment of its own. Told are one picture, from the start of the process to the file; a folder,
@@ -201,9 +201,11 @@ def main() -> None:
     parser.add_argument("--weights", help="real u2netp weights; else the bundled demo weights")
     parser.add_argument("--calibration", type=Path, help="pictures for an int8 file; else none")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--only", choices=SIZES)
     args = parser.parse_args()
     model = MODELS["u2netp" if args.weights else "u2netp-demo"]
     source = weights.find(model, args.weights)
+    sizes = {name: SIZES[name] for name in SIZES if args.only in (None, name)}
     results: dict[str, object] = {"weights": model.name, "rembg": REMBG}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -217,10 +219,10 @@ def main() -> None:
             files.append(build.build("openvino", spec, source, home).path)
         rembg = install(home / "environment", REMBG).with_name("rembg")
         contest, order = Contest(home, files, rembg), random.Random(0)
-        total = len(SIZES) * len(KINDS) * (args.rounds + 1) * len(contest.parties)
+        total = len(sizes) * len(KINDS) * (args.rounds + 1) * len(contest.parties)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("in turns", total=total)
-            for label, (size, count) in SIZES.items():
+            for label, (size, count) in sizes.items():
                 pictures = drawn(home / label, size, count)
                 for kind in KINDS:
                     one: dict[str, list[Turn]] = {party: [] for party in contest.parties}
@@ -244,7 +246,7 @@ def main() -> None:
                             rows[party]["mask apart from rembg's, mean"] = apart
                     show(f"{label}, {kind}", rows)
                     results[f"{label}, {kind}"] = rows
-    leave("end_to_end", results)
+    leave("-".join(["end_to_end", *(args.only or "").split()]), results)
 
 
 def compared(theirs: Path, ours: Path) -> float:

@@ -54,7 +54,9 @@ def main() -> None:
     table = Table("", *run.STAGES, "added up", "wall, 1 thread", f"wall, {threads}", "by the ideal")
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        path = build.build("onnx", ExportSpec(model), weights.find(model, args.weights), home).path
+        path = build.build(
+            "onnx", ExportSpec(model, model.picture.size), weights.find(model, args.weights), home
+        ).path
         folder = drawn(home / "in", (4000, 3000), COUNT)
         with (
             run.load(path, threads=1) as one,

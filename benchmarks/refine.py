@@ -70,7 +70,7 @@ def main() -> None:
     found: dict[str, dict[str, list[float]]] = {str(how): {} for how in Refine}
     with tempfile.TemporaryDirectory() as name:
         source = weights.find(model, args.weights)
-        path = build.build("onnx", ExportSpec(model), source, Path(name)).path
+        path = build.build("onnx", ExportSpec(model, model.picture.size), source, Path(name)).path
         file = Path(name) / "picture.jpg"
         with run.load(path) as segment:
             for place in track(range(args.pictures), "pictures"):
