@@ -225,6 +225,7 @@ def test_layers_are_named_after_pytorch_modules(exported: Path):
 # --- threads, streams, cache --------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_threads_and_streams_are_what_was_asked(exported: Path, cache):
     artifact = registry.open_artifact(exported / f"{STEM}.xml")
     for threads, streams in ((1, 1), (2, 1), (2, 2)):
@@ -266,6 +267,7 @@ def test_the_second_start_compiles_nothing(exported: Path, cache: Path):
     assert len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_the_cache_knows_one_request_from_another(exported: Path, cache: Path, picture):
     artifact = registry.open_artifact(exported / f"{STEM}.xml")
     registry.open_runner(artifact, threads=1).close()
