@@ -1,6 +1,7 @@
 """Does memory stay where it is? Thousands of pictures and of frames, for each backend.
 
     python benchmarks/soak.py [--pictures 2000] [--frames 10000] [--size 128]
+        [--backends onnx openvino torch]
 
 Pictures go from JPEG to PNG through `run.process`, as in `u2export run`; frames through
 `video.convert`. Each backend has a process of its own, which tells its resident memory as it goes.
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--size", type=int, default=128, help="of the network's input, pixels")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -139,12 +141,12 @@ def main() -> None:
         home, model = Path(name), MODELS["u2netp-demo"]
         for place, size in enumerate(sizes()):
             draw(SEED + place, size).picture.save(home / f"{place:02}.jpg", quality=92)
-        for backend in BACKENDS:
+        for backend in args.backends:
             size = args.size if backend != "torch" else model.picture.size
             source = weights.find(model)
             path = build.build(backend, ExportSpec(model, size), source, home).path
             jobs = {"pictures": args.pictures}
-            if backend == "onnx":
+            if backend == "onnx" and args.frames:
                 jobs["frames"] = args.frames
             for what, count in jobs.items():
                 row = apart(what, path, home, count, tick)
