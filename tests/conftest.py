@@ -173,6 +173,12 @@ def small(common: Path, pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
+def quick(small: Path) -> Path:
+    """An ONNX file of 64 pixels that takes any number of pictures."""
+    return next(small.glob("*.onnx"))
+
+
+@pytest.fixture(scope="session")
 def fp32(exported: Path) -> Artifact:
     return registry.open_artifact(exported / "u2netp-demo-fp32.onnx")
 

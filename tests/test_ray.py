@@ -31,11 +31,6 @@ for done in ray.map_pictures(artifact, pairs, Order(hashed=True), skip_existing=
 """
 
 
-@pytest.fixture(scope="module")
-def quick(small: Path) -> Path:
-    return next(small.glob("*.onnx"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     place = tmp_path / "in"

@@ -31,12 +31,6 @@ from u2export.spec import MODELS, Format, Resize
 PHOTO = draw(1_000_500, (400, 300))
 
 
-@pytest.fixture(scope="session")
-def quick(small: Path) -> Path:
-    """An artifact of 64 pixels that takes any number of pictures."""
-    return next(small.glob("*.onnx"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Twelve small JPEGs."""

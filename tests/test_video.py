@@ -19,11 +19,6 @@ from u2export.errors import InputError
 SIZE = (96, 72)
 
 
-@pytest.fixture(scope="session")
-def quick(small: Path) -> Path:
-    return next(small.glob("*.onnx"))
-
-
 def _clip(count: int) -> list[Image.Image]:
     """A drawn subject that moves."""
     still = draw(1_000_600, (SIZE[0] + 40, SIZE[1])).picture

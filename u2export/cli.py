@@ -445,7 +445,7 @@ def run(
             at_once = MAX_THREADS if watch else max(1, len(first))
             segment = running.load(artifact, threads=threads, at_once=at_once, **options)
             make = partial(running.process, opened.enter_context(segment), order=order)
-        journal = log and opened.enter_context(running.Journal(log, artifact))
+        journal = log and opened.enter_context(closing(running.Journal(log, artifact)))
         failed: list[str] = []
         for targets in itertools.chain([first], rounds):
             # closed, whatever happens here, before the runner is

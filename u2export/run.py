@@ -461,16 +461,7 @@ class Journal:
         except OSError as error:
             raise InputError(f"the log cannot be written: {error.strerror}") from error
 
-    def __enter__(self) -> Journal:
-        """Give the log itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close the log."""
         self._file.close()
 
