@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -105,8 +106,10 @@ def test_stages_overlap_and_calls_do_as_far_as_the_runtime_can(opened, folder: P
 
 def test_a_runtime_that_takes_one_call_gets_one(opened, folder: Path, tmp_path, monkeypatch):
     runner = Bright(seconds=0.02)
+    alone = dataclasses.replace(registry.load("onnx"), run_options=())
+    monkeypatch.setattr(registry, "load", lambda _: alone)
     with opened(runner) as segment:
-        monkeypatch.setattr(segment, "_free", threading.BoundedSemaphore(1))
+        assert segment.workers == 2
         assert len(list(run.process(segment, _pairs(folder, tmp_path / "out")))) == 12
     assert runner.most == 1
 
