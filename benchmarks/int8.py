@@ -1,10 +1,11 @@
-"""8 bits beside float32 and beside what other tools make of them: masks and latency, in turns.
+"""8 bits and bfloat16 beside float32, and what other tools make of 8 bits: masks and latency.
 
     python benchmarks/int8.py --weights u2netp.safetensors --calibration DIR... --pictures DIR...
 
 Ours, NNCF's and onnxruntime's own are calibrated with the same pictures and judged on others.
 The full network is measured with random values: the same recipe, the same latency, no masks.
-Ratios are against float32 in onnxruntime.
+Ratios are against float32 in onnxruntime, and all take turns. bfloat16 is measured on a CPU that
+has it.
 
 Needs NNCF, which nothing else does: pip install nncf
 """
@@ -12,6 +13,7 @@ Needs NNCF, which nothing else does: pip install nncf
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import tempfile
 import time
@@ -21,7 +23,7 @@ from matrix import machine_name
 from parity_mutations import naive_int8, nncf_int8
 from report import RESULTS, typed
 
-from u2export import benching, build, weights
+from u2export import benching, build, machine, weights
 from u2export.artifact import Artifact
 from u2export.bench import markdown
 from u2export.bench.report import BenchReport
@@ -33,7 +35,7 @@ from u2export.spec import MODELS, ExportSpec, Precision, Quantization
 def files_of(
     source: Artifact, calibration: tuple[Path, ...], folder: Path, *, naive: bool
 ) -> tuple[list[Path], list[str]]:
-    """Float32 in onnxruntime, our 8 bits for both runtimes, and theirs; and what is to be said."""
+    """Float32 in onnxruntime; our 8 bits for both runtimes; bf16; theirs; what is to be said."""
     model, variant = MODELS[source.facts.model], source.facts.weights.variant
     plain = build.build("onnx", ExportSpec(model, 320, variant=variant), source, folder)
     asked = Quantization(calibration, best_effort=bool(variant))
@@ -48,6 +50,9 @@ def files_of(
         f"{found.result.told}; in the signed form for TensorRT: {found.signed.told}"
     ]
     paths = [plain.path, *(one.path for one in made)]
+    if "BF16" in machine.cpu_features()[1]:
+        brain = dataclasses.replace(spec, precision=Precision.BF16)
+        paths.append(build.build("openvino", brain, source, folder).path)
     if naive:
         contents = [path.read_bytes() for path in calibration]
         paths += [one(plain, folder, contents) for one in (naive_int8, nncf_int8)]
