@@ -1,6 +1,6 @@
 """Are the benchmark's verdicts true? A/A, A/B with a known slowdown, and a machine under load.
 
-    python benchmarks/repeatability.py [--trials 100] [--rounds 40] [--only trials]
+    python benchmarks/repeatability.py [--trials 100] [--rounds 80] [--only trials]
 
 Trials: three workers of one file take turns, the third sleeping for 5 % of each call's time; a
 trial is judged as `u2export bench` does, and ends as early, or after so many rounds. A/A must say
@@ -212,7 +212,7 @@ def main() -> None:
     """Measure, print, leave the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=40, help="of a trial, at most")
+    parser.add_argument("--rounds", type=int, default=80, help="of a trial, at most")
     parser.add_argument("--seconds", type=float, default=150.0, help="of each run under load")
     parser.add_argument("--only", choices=("overhead", "trials", "under load"))
     args = parser.parse_args()
