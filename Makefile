@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 DEMO := exported/u2netp-demo-fp16
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/u2export onnx --model u2netp-demo --fp16
@@ -33,6 +33,15 @@ check: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# On a machine with an NVIDIA GPU and a CUDA build of PyTorch, which is used as it is.
+gpu: $(VENV)-gpu/.installed
+	$(VENV)-gpu/bin/python benchmarks/gpu.py
+
+$(VENV)-gpu/.installed: pyproject.toml
+	$(PYTHON) -m venv --system-site-packages $(VENV)-gpu
+	$(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing u2export with PyTorch, onnxruntime, OpenVINO and TensorRT-RTX into $(VENV): a minute or more"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
@@ -47,4 +56,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-gpu build dist .mypy_cache .ruff_cache .pytest_cache

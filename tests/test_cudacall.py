@@ -6,10 +6,13 @@ import ctypes
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeCuda
 
+from u2export import checkpoint, weights
 from u2export.cudacall import CudaCall, CudaRuntime
 from u2export.errors import ExportError, InputError
+from u2export.spec import MODELS
 
 
 class Doubling:
@@ -139,3 +142,57 @@ def test_a_gpu_that_fails_while_it_is_timed_leaves_no_event(cuda: FakeCuda, monk
         call.timed(_rows(1), 2)
     call.close()
     assert cuda.held == 0
+
+
+# --- on a GPU, with a PyTorch module as the work
+
+
+class _Memory:
+    """Device memory that somebody else owns, as PyTorch takes it."""
+
+    def __init__(self, address: int, shape: tuple[int, ...]) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": "<f4", "data": (address, False), "version": 3,
+        }  # fmt: skip
+
+
+class _Network:
+    """The demo network as work: reads and writes where it is told, on the stream it is told."""
+
+    def __init__(self) -> None:
+        self.network = checkpoint.network(weights.find(MODELS["u2netp-demo"]), print).cuda()
+        self._shape: tuple[int, ...] = ()
+        self._ends: list[torch.Tensor] = []
+
+    def shapes(self, shape):
+        self._shape = shape
+        return [(shape[0], 1, *shape[2:])]
+
+    def bind(self, addresses):
+        shapes = [self._shape, *self.shapes(self._shape)]
+        ends = [_Memory(*end) for end in zip(addresses, shapes, strict=True)]
+        self._ends = [torch.as_tensor(end, device="cuda") for end in ends]
+
+    def enqueue(self, stream):
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.ExternalStream(int(stream))):
+            self._ends[1].copy_(self.network(self._ends[0]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_module_on_a_gpu_gives_what_it_gives_by_itself(graphs: bool):
+    pytest.importorskip("cuda.bindings")
+    work = _Network()
+    call = CudaCall(CudaRuntime.load(), work, graphs=graphs)
+    rng = np.random.default_rng(0)
+    try:
+        # a graph is captured at the second call of a shape, and dropped when the shape changes
+        for count in (1, 1, 1, 2, 2, 2, 1, 1):
+            x = rng.standard_normal((count, 3, 64, 64)).astype(np.float32)
+            with torch.inference_mode():
+                expected = work.network(torch.tensor(x, device="cuda")).cpu().numpy()
+            (found,) = call(x)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert all(ms > 0 for ms in call.timed(x, 5))
+    finally:
+        call.close()

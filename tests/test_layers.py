@@ -18,7 +18,7 @@ LAYERS = [
     ["artifact", "executed", "places"],
     ["backend", "encode"],
     ["u2net", "pipeline", "drawn", "download", "cudacall", "registry", "metrics"],
-    ["checkpoint", "graph", "refine"],
+    ["checkpoint", "graph", "refine", "ondevice"],
     ["weights", "quant", "finish"],
     ["backends"],
     ["parity"],

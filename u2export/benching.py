@@ -418,7 +418,7 @@ def _rounds(lanes: list[_Lane], plan: Plan, energy: Energy, phase: Phase) -> lis
     calibration: list[list[float]] = []
     order, begun, ask = random.Random(0), time.perf_counter(), float(FEWEST_ROUNDS)
     while True:
-        calibration.append(_calibrate())
+        calibration.append(calibrate())
         for lane in _able(order.sample(lanes, len(lanes))):  # nobody always follows the same
             assert lane.worker
             with _surviving(lane):
@@ -467,7 +467,7 @@ def _width(lanes: list[_Lane], baseline: _Lane | None) -> float:
     return max(stats.ratio(lane.blocks, baseline.blocks).half_width for lane in others)
 
 
-def _calibrate() -> list[float]:
+def calibrate() -> list[float]:
     """Do a fixed piece of work on one thread, a few times; ms each.
 
     Python's own sort: a library's would be other work with each of its releases, and with each

@@ -1,0 +1,88 @@
+"""The picture's way on a device, against the NumPy and Pillow one, which is the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from u2export.drawn import draw
+from u2export.errors import InputError
+from u2export.ondevice import OnDevice
+from u2export.pipeline import postprocess, preprocess
+from u2export.spec import MODELS, Resize
+
+SPEC = dataclasses.replace(MODELS["u2netp"].picture, size=64)
+SIZES = [(64, 64), (300, 200), (47, 133), (200, 40), (31, 29)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def _pictures() -> list[Image.Image]:
+    found = [draw(seed, size).picture for seed, size in enumerate(SIZES, 1_000_700)]
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    return [*found, Image.fromarray(noise), Image.new("RGB", (50, 80))]
+
+
+def _tensor(picture: Image.Image, device: str) -> torch.Tensor:
+    return torch.tensor(np.asarray(picture), device=device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("resize", list(Resize))
+def test_the_input_is_the_pipelines(resize: Resize, device: str):
+    spec = dataclasses.replace(SPEC, resize=resize)
+    pictures = _pictures()
+    found = OnDevice(spec, device).prepare([_tensor(one, device) for one in pictures])
+    assert found.shape == (len(pictures), 3, 64, 64)
+    # a level of 255, by the smallest standard deviation; the largest value may be a level off, too
+    level = 2 / 255 / min(spec.std)
+    for place, picture in enumerate(pictures):
+        apart = np.abs(found[place].cpu().numpy() - preprocess(picture, spec)[0])
+        assert apart.max() <= (2e-5 if resize is Resize.AUTHORS else 1.01 * level), place
+        assert np.mean(apart > 2e-5) <= 0.01, place
+
+
+def test_pictures_of_one_size_are_prepared_at_once():
+    pictures = torch.tensor(np.random.default_rng(1).integers(0, 256, (3, 50, 90, 3), np.uint8))
+    way = OnDevice(SPEC, "cpu")
+    assert torch.equal(way.prepare(pictures), way.prepare(list(pictures)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_masks_are_the_pipelines(inverted: bool, device: str):
+    spec = dataclasses.replace(SPEC, inverted=inverted)
+    maps = np.random.default_rng(2).random((7, 1, 64, 64), np.float32)
+    maps[1] = maps[1] * 0.2 + 0.3
+    maps[6] = 0.25  # no subject
+    sizes = [*SIZES, (640, 480), (640, 480)]
+    found = OnDevice(spec, device).masks(torch.tensor(maps, device=device), sizes)
+    for one, mask, size in zip(maps, found, sizes, strict=True):
+        expected = np.asarray(postprocess(one[0], size, spec))
+        assert mask.shape == expected.shape
+        assert mask.dtype == torch.uint8
+        apart = np.abs(mask.cpu().numpy().astype(int) - expected)
+        assert apart.max() <= 1
+        assert np.mean(apart > 0) <= 0.001
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_map_that_is_no_map_is_refused(value: float):
+    maps = torch.rand(2, 1, 64, 64)
+    maps[1, 0, 3, 3] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        OnDevice(SPEC, "cpu").masks(maps, [(10, 10), (10, 10)])
+
+
+def test_what_is_no_picture_is_refused():
+    way = OnDevice(SPEC, "cpu")
+    for wrong in (torch.zeros(3, 8, 8), torch.zeros(8, 8, 4, dtype=torch.uint8)):
+        with pytest.raises(InputError, match=r"\(H,W,3\) uint8"):
+            way.prepare([wrong])
+    with pytest.raises(InputError, match="no picture"):
+        way.prepare([])
+    with pytest.raises(InputError, match="2 maps and 1 sizes"):
+        way.masks(torch.rand(2, 1, 64, 64), [(10, 10)])
