@@ -40,6 +40,8 @@ gpu: $(VENV)-gpu/.installed
 $(VENV)-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev]'
+	-$(VENV)-gpu/bin/python -m pip install --quiet -e '.[tensorrt]'
+	-$(VENV)-gpu/bin/python -m pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
 	@touch $@
 
 $(VENV)/.demo-installed: pyproject.toml constraints.txt | $(VENV)/bin/python

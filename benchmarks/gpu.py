@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,11 @@ TYPES = {
 EAGER, GRAPH, COMPILED = "eager", "graph", "compiled"
 WARM = 3  # calls before any is timed: the first ones choose kernels
 BLOCK_SECONDS = 0.05
+AHEAD = 20_000_000  # cycles, about 10 ms: the host queues a whole call meanwhile
 PICTURES = 8  # drawn, whose masks are compared
 FRAME = (770, 595)  # pixels, of the picture's whole way
 SEED = 1_000_800
+COPY, PRODUCT = "copy, GB/s", "fp16 product, TFLOP/s"
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Clock:
             return 1e3 * (time.perf_counter() - begun)
         event = functools.partial(torch.cuda.Event, enable_timing=True)
         begin, end = event(), event()
+        torch.cuda._sleep(AHEAD)  # so that launching is not what is timed
         begin.record()
         work()
         end.record()
@@ -174,12 +177,13 @@ def ready(network: torch.nn.Module, lane: Lane, device: str, x: torch.Tensor) ->
         before = torch.cuda.memory_allocated() if clock.cuda else 0
         layout = torch.channels_last if way.channels_last else torch.contiguous_format
         own = copy.deepcopy(network).to(device, TYPES[way.precision]).to(memory_format=layout)
-        call = plain = functools.partial(_computed, own, TYPES[way.precision], layout)
-        if way.how == COMPILED:
-            call = functools.partial(_computed, _compiled(own, clock), TYPES[way.precision], layout)
-        if way.how == GRAPH:
-            call = _captured(plain, x, clock)
         begun = time.perf_counter()
+        call = functools.partial(_computed, own, TYPES[way.precision], layout)
+        if way.how == COMPILED:
+            compiled = _compiled(own, clock)
+            call = functools.partial(_computed, compiled, TYPES[way.precision], layout)
+        if way.how == GRAPH:
+            call = _captured(call, x, clock)
         call(x)
         clock.wait()
         lane.first_ms = 1e3 * (time.perf_counter() - begun)
@@ -203,11 +207,9 @@ def _computed(
 
 
 def _compiled(network: torch.nn.Module, clock: Clock) -> Callable[[torch.Tensor], torch.Tensor]:
-    mode = "reduce-overhead" if clock.cuda else "default"  # with CUDA graphs
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(
-        network, mode=mode, dynamic=False
-    )
-    return compiled
+    if not clock.cuda:  # traced, and nothing is compiled: that would take minutes
+        return torch.compile(network, backend="eager", dynamic=False)
+    return torch.compile(network, mode="reduce-overhead", dynamic=False)  # with CUDA graphs
 
 
 def _captured(
@@ -227,7 +229,8 @@ def _captured(
     with torch.cuda.graph(graph):
         result = call(given)
 
-    def replayed(batch: torch.Tensor) -> torch.Tensor:
+    def replayed(batch: torch.Tensor, kept: object = call) -> torch.Tensor:
+        """Replay; a graph holds addresses only, so the weights are kept here."""
         given.copy_(batch)
         graph.replay()
         return result
@@ -290,8 +293,8 @@ def ceilings(device: str, small: bool) -> dict[str, float]:
     copied = float(np.median(clock.samples(lambda: b.copy_(a), seconds)))
     product = float(np.median(clock.samples(lambda: m @ m, seconds)))
     return {
-        "copy, GB/s": 2 * a.numel() * a.element_size() / copied / 1e6,
-        "fp16 product, TFLOP/s": 2 * side**3 / product / 1e9,
+        COPY: 2 * a.numel() * a.element_size() / copied / 1e6,
+        PRODUCT: 2 * side**3 / product / 1e9,
     }
 
 
@@ -332,8 +335,9 @@ def whole_way(lane: Lane, source: Artifact, device: str, seconds: float) -> str:
 
 def group(
     network: torch.nn.Module, source: Artifact, batch: int, args: argparse.Namespace
-) -> Iterator[Lane]:
+) -> list[Lane]:
     """Every way of one network at one batch, in turns."""
+    torch.compiler.reset()  # what was compiled for other groups, and its graphs, are given back
     device, spec = args.device, source.facts.picture
     pictures = [draw(SEED + i).picture for i in range(2 if args.rehearse else PICTURES)]
     inputs = np.concatenate([preprocess(one, spec) for one in pictures])
@@ -356,9 +360,10 @@ def group(
                 lane.own.append(Clock(device).samples(own, seconds))
         for lane in able:
             lane.mask = judged(lane, inputs, reference, device)
-        fast = next((one for one in able if one.way.how == GRAPH), able[-1])
-        fast.notes.append(whole_way(fast, source, device, seconds))
-    yield from lanes
+        if able:
+            fast = next((one for one in able if one.way.how == GRAPH), able[-1])
+            fast.notes.append(whole_way(fast, source, device, seconds))
+    return lanes
 
 
 def row_of(lane: Lane, source: Artifact, device: str) -> Row:
@@ -417,7 +422,8 @@ def artifacts(source: Artifact, args: argparse.Namespace) -> list[Row]:
             except U2ExportError as error:
                 reason = printable(str(error))
             name = f"{model.name} {backend} fp16"
-            found.append(Row(name=name, file="", backend=backend, precision="fp16", failed=reason))
+            row = Row(name=name, file="", backend=backend, precision="fp16", failed=reason)
+            found.append(row.model_copy(update={"device": args.device, "size": source.facts.size}))
         if paths:
             given = source.facts.weights.name if variant else None
             plan = benching.Plan(
@@ -433,7 +439,12 @@ def tests(args: argparse.Namespace) -> str:
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     words += ["--collect-only"] if args.rehearse else []
     done = subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
+        words,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+        timeout=300,
     )
     last = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
     return f"pytest -m gpu: {printable(last)} (status {done.returncode})"
@@ -453,10 +464,14 @@ def main() -> None:
         parser.error(machine.cuda().reason)
     if args.rehearse:
         args.batches, args.rounds = [1, 2], 3
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it goes eager, silently
     if args.device == "cuda":
-        kinds = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
-        for kind in kinds:
-            kind.fp32_precision = "ieee"  # float32 means float32
+        if not torch.cuda.is_available():
+            parser.error("this PyTorch cannot use the GPU: install a CUDA build the driver serves")
+        torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
+        for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+            kind.fp32_precision = "ieee"
+        torch.backends.cudnn.benchmark = True
     report, shares = measured(args)
     print(benching.text(report), *shares, sep="\n")
     if args.rehearse:
@@ -471,52 +486,52 @@ def main() -> None:
 
 def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
     """Everything, as one report, and a table of shares."""
+    notes = [tests(args)]
     begun = time.perf_counter()
     most = ceilings(args.device, args.rehearse)
-    notes = [tests(args), *(f"ceiling: {name} {value:.1f}" for name, value in most.items())]
-    notes.append("a ratio is against PyTorch eager float32 NCHW of the same network and batch")
+    notes += [f"ceiling: {name} {value:.1f}" for name, value in most.items()]
+    notes.append("memory of PyTorch's ways is its allocator's, that of artifacts the driver's")
+    notes.append("cuDNN chose its kernels by trying them, also for the baseline")
+
+    def late(what: str) -> bool:
+        over = time.perf_counter() - begun > 60 * args.minutes
+        if over:
+            notes.append(f"{what} was left out: the time was over")
+        return over
+
     rows: list[Row] = []
     ratios: list[Ratio] = []
     shares = ["| way | of the fp16 product | of the copy |", "|-|-|-|"]
     small = MODELS["u2netp" if args.weights else "u2netp-demo"]
-    networks = [(small, args.weights), (MODELS["u2net"], "random:0")]
-    for model, given in networks:
+    for model, given in [(small, args.weights), (MODELS["u2net"], "random:0")]:
         source = weights.find(model, given)
         if args.rehearse:
             source = source.with_facts(size=64)
         network = checkpoint.network(source, say)
         for batch in args.batches:
-            if time.perf_counter() - begun > 60 * args.minutes:
-                notes.append(f"{model.name} at batch {batch} was left out: the time was over")
+            what = f"{model.name} at batch {batch}"
+            if late(what):
                 continue
             x = torch.zeros(batch, 3, source.facts.size, source.facts.size)
-            flops, moved = work_of(network, x[:1])
-            lanes = list(group(network, source, batch, args))
-            base = lanes[0]
-            for lane in lanes:
-                row = row_of(lane, source, args.device)
-                rows.append(row)
-                if not lane.own:
-                    continue
-                own = 1e-3 * float(np.median([t for block in lane.own for t in block])) / batch
-                width = 2 if lane.way.precision is Precision.FP32 else 1
-                shares.append(
-                    f"| {row.name} | {flops / own / 1e12 / most['fp16 product, TFLOP/s']:.1%} | "
-                    f"{moved * width / 2 / own / 1e9 / most['copy, GB/s']:.1%} |"
-                )
-                if lane is not base and base.own:
-                    found = stats.ratio(lane.own, base.own)
-                    verdict = stats.verdict(found)
-                    ratios.append(
-                        Ratio(
-                            name=row.name, ratio=found.value, low=found.low, high=found.high,
-                            verdict=verdict,
-                        )
-                    )  # fmt: skip
+            try:
+                lanes = group(network, source, batch, args)
+            except Exception as error:  # a GPU without memory, say: what was measured is kept
+                notes.append(printable(f"{what} failed: {error}"))
+                continue
+            named = [(row_of(lane, source, args.device), lane) for lane in lanes]
+            rows += [row for row, _ in named]
+            ratios += ratios_of(named)
+            shares += shares_of(named, work_of(network, x), most)
             if args.device == "cuda":
-                del lanes
+                del lanes, named  # the next networks need their room
                 torch.cuda.empty_cache()
-        rows += artifacts(source, args)
+        what = f"{model.name} as artifacts"
+        if late(what):
+            continue
+        try:
+            rows += artifacts(source, args)
+        except Exception as error:  # what was measured is kept
+            notes.append(printable(f"{what} failed: {error}"))
     samples = tuple(tuple(benching.calibrate()) for _ in range(3))
     device = {"GPU": torch.cuda.get_device_name()} if args.device == "cuda" else {}
     report = BenchReport(
@@ -526,16 +541,46 @@ def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
         versions=versions(),
         reference="PyTorch float32 on the CPU",
         pictures=tuple(f"drawn {SEED + i}" for i in range(2 if args.rehearse else PICTURES)),
-        baseline=rows[0].name,
+        baseline=f"PyTorch {BASELINE} of the same network and batch",
         rows=tuple(rows),
         ratios=tuple(ratios),
         calibration_ms=float(np.median(samples)),
         calibration=samples,
         seconds=round(time.perf_counter() - begun, 1),
-        stable=True,
+        stable=all((r.high - r.low) / 2 / r.ratio <= benching.WIDE for r in ratios),
         notes=tuple(notes),
     )
     return report, shares
+
+
+def ratios_of(named: Sequence[tuple[Row, Lane]]) -> list[Ratio]:
+    """Each lane's wall time against the first's, where both were measured."""
+    _, base = named[0]
+    found = []
+    for row, lane in named[1:]:
+        if lane.wall and base.wall:
+            one = stats.ratio(lane.wall, base.wall)
+            verdict = stats.verdict(one)
+            found.append(
+                Ratio(name=row.name, ratio=one.value, low=one.low, high=one.high, verdict=verdict)
+            )
+    return found
+
+
+def shares_of(
+    named: Sequence[tuple[Row, Lane]], work: tuple[float, float], most: dict[str, float]
+) -> list[str]:
+    """Lines of a table: the share of either ceiling that a lane reaches on the device."""
+    flops, moved = work
+    lines = []
+    for row, lane in named:
+        if lane.own:
+            ms = float(np.median([t for block in lane.own for t in block]))
+            width = 1 if lane.way.precision is Precision.FP32 else 0.5
+            computed = flops / ms / 1e9 / most[PRODUCT]
+            copied = width * moved / ms / 1e6 / most[COPY]
+            lines.append(f"| {row.name} | {computed:.1%} | {copied:.1%} |")
+    return lines
 
 
 if __name__ == "__main__":

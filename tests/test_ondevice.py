@@ -16,7 +16,7 @@ from u2export.pipeline import postprocess, preprocess
 from u2export.spec import MODELS, Resize
 
 SPEC = dataclasses.replace(MODELS["u2netp"].picture, size=64)
-SIZES = [(64, 64), (300, 200), (47, 133), (200, 40), (31, 29)]
+SIZES = [(64, 64), (300, 200), (47, 133), (200, 40), (31, 29), (1283, 951)]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -42,7 +42,7 @@ def test_the_input_is_the_pipelines(resize: Resize, device: str):
     for place, picture in enumerate(pictures):
         apart = np.abs(found[place].cpu().numpy() - preprocess(picture, spec)[0])
         assert apart.max() <= (2e-5 if resize is Resize.AUTHORS else 1.01 * level), place
-        assert np.mean(apart > 2e-5) <= 0.01, place
+        assert np.mean(apart > 2e-5) <= (0 if resize is Resize.AUTHORS else 0.01), place
 
 
 def test_pictures_of_one_size_are_prepared_at_once():
@@ -55,9 +55,9 @@ def test_pictures_of_one_size_are_prepared_at_once():
 @pytest.mark.parametrize("inverted", [False, True])
 def test_masks_are_the_pipelines(inverted: bool, device: str):
     spec = dataclasses.replace(SPEC, inverted=inverted)
-    maps = np.random.default_rng(2).random((7, 1, 64, 64), np.float32)
+    maps = np.random.default_rng(2).random((8, 1, 64, 64), np.float32)
     maps[1] = maps[1] * 0.2 + 0.3
-    maps[6] = 0.25  # no subject
+    maps[7] = 0.25  # no subject
     sizes = [*SIZES, (640, 480), (640, 480)]
     found = OnDevice(spec, device).masks(torch.tensor(maps, device=device), sizes)
     for one, mask, size in zip(maps, found, sizes, strict=True):

@@ -425,7 +425,9 @@ def test_bfloat16_is_judged_by_emulation_and_runs_as_nothing_else(bfloat16, caps
     assert artifact.path.name == "u2netp-demo-bf16-64.xml"
     assert artifact.checks["not_executed"] == "this CPU has no bfloat16 arithmetic"
     found = artifact.checks["parent"]["u2netp-demo-bf16-64.onnx"]["emulated_bf16"]
-    assert 0.97 <= found["mask_iou"] < 1  # 8 digits of 24: the mask stays, and not to the last bit
+    assert (
+        0.97 <= found["mask_iou"] <= 1
+    )  # 8 digits of 24: the mask stays; a small one to the pixel
     assert found["raw_mean"] > 1e-5
     with pytest.raises(DependencyError, match=r"no bfloat16 arithmetic; --precision fp32 runs it"):
         registry.open_runner(artifact)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.nn import functional
 
 from u2export.errors import InputError
-from u2export.pipeline import FLAT
+from u2export.pipeline import FLAT, neighbours
 from u2export.spec import PictureSpec, Resize
 
 _BICUBIC = -0.5  # the slope that Pillow's cubic has
@@ -62,12 +62,13 @@ class OnDevice:
         """
         self._spec = spec
         self._device = torch.device(device)
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=self._device)[:, None, None]
-            for values in (spec.mean, spec.std)
-        )
+        with torch.inference_mode(mode=False):
+            self._mean, self._std = (
+                torch.tensor(values, dtype=torch.float32, device=self._device)[:, None, None]
+                for values in (spec.mean, spec.std)
+            )
 
-    def prepare(self, pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    def prepare(self, pictures: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
         """Turn pictures into the network's input.
 
         Args:
@@ -80,12 +81,12 @@ class OnDevice:
         Raises:
             InputError: what is given is no such picture.
         """
-        if isinstance(pictures, torch.Tensor) and pictures.ndim == 4:
-            squares = self._squashed(pictures)
-        elif len(pictures):
-            squares = torch.cat([self._squashed(one[None]) for one in pictures])
-        else:
+        if not len(pictures):
             raise InputError("no picture was given")
+        if isinstance(pictures, torch.Tensor):
+            squares = self._squashed(pictures)
+        else:
+            squares = torch.cat([self._squashed(one[None]) for one in pictures])
         largest = squares.amax((1, 2, 3), keepdim=True)
         squares = squares / torch.where(largest > 0, largest, 1)
         return (squares - self._mean) / self._std
@@ -98,14 +99,26 @@ class OnDevice:
             )
         size, resize = self._spec.size, self._spec.resize
         _, height, width, _ = pictures.shape
-        planes = pictures.permute(0, 3, 1, 2).to(torch.float32)
         if resize is Resize.AUTHORS:
-            return functional.interpolate(
-                planes, (size, size), mode="bilinear", align_corners=False, antialias=False
-            )
+            return self._blended(pictures).permute(0, 3, 1, 2)
+        planes = pictures.permute(0, 3, 1, 2).to(torch.float32)
         across = self._weights(resize, width, size).T
         down = self._weights(resize, height, size)
         return _both(planes, across, down, first=_across_first(resize, width, height, size))
+
+    def _blended(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(N,H,W,3) uint8 to (N,size,size,3) float32: the four pixels around each new one."""
+        _, height, width, _ = pictures.shape
+        top, bottom, down = _sources(height, self._spec.size, self._device)
+        left, right, across = _sources(width, self._spec.size, self._device)
+
+        def blended(places: torch.Tensor) -> torch.Tensor:
+            rows = pictures.index_select(1, places)
+            a, b = (rows.index_select(2, one).to(torch.float32) for one in (left, right))
+            return a + (b - a) * across[:, None]
+
+        above = blended(top)
+        return above + (blended(bottom) - above) * down[:, None, None]
 
     def masks(self, saliency: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """Turn the network's maps into masks of the pictures' sizes.
@@ -163,6 +176,12 @@ class OnDevice:
 
 
 @lru_cache(maxsize=64)
+def _sources(old: int, new: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode(mode=False):  # kept for whoever comes next
+        return tuple(torch.tensor(one, device=device) for one in neighbours(old, new))
+
+
+@lru_cache(maxsize=64)
 def _weights(resize: Resize, old: int, new: int, device: torch.device) -> torch.Tensor:
     """What every old pixel of a row gives to every new one: (new,old) float32.
 
@@ -181,7 +200,8 @@ def _weights(resize: Resize, old: int, new: int, device: torch.device) -> torch.
         last = min(int(centre + reach * wide + 0.5), old)
         values = shape((places[first:last] - centre) / wide)
         found[row, first:last] = values / values.sum()
-    return torch.tensor(found, dtype=torch.float32, device=device)
+    with torch.inference_mode(mode=False):
+        return torch.tensor(found, dtype=torch.float32, device=device)
 
 
 def _both(
@@ -192,8 +212,21 @@ def _both(
     A direction in which nothing changes has weights of 0 and 1, and changes nothing.
     """
     if first:
-        return _rounded(down @ _rounded(planes @ across))
-    return _rounded(_rounded(down @ planes) @ across)
+        return _rounded(_down(down, _rounded(_across(planes, across))))
+    return _rounded(_across(_rounded(_down(down, planes)), across))
+
+
+def _across(planes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Multiply whole levels by weights, as exactly where products are made in TF32.
+
+    TF32 holds 8-bit values and the weights' upper part exactly.
+    """
+    upper = weights.to(torch.bfloat16).to(torch.float32)
+    return planes @ upper + planes @ (weights - upper)
+
+
+def _down(weights: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    return _across(planes.mT, weights.mT).mT
 
 
 @lru_cache(maxsize=1024)

@@ -311,7 +311,7 @@ def bands(values: Array, size: tuple[int, int]) -> Iterator[tuple[slice, Array]]
         (width, height if down else len(values)), Image.Resampling.BILINEAR
     )
     known = np.asarray(wide)
-    above, below, share = _neighbours(len(known), height)
+    above, below, share = neighbours(len(known), height)
     for top in range(0, height, _BAND):
         rows = slice(top, min(top + _BAND, height))
         band = known[above[rows]]
@@ -381,8 +381,8 @@ def _resized(
     new: tuple[int, int],
 ) -> Array:
     """Resize what gives its rows by their indices, from (height, width) to another."""
-    top, bottom, down = _neighbours(old[0], new[0])
-    left, right, across = _neighbours(old[1], new[1])
+    top, bottom, down = neighbours(old[0], new[0])
+    left, right, across = neighbours(old[1], new[1])
     across, down = across[None, :, None], down[:, None, None]
 
     def blended(indices: NDArray[np.intp]) -> Array:
@@ -401,8 +401,16 @@ def _rows(picture: Image.Image, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
     return np.concatenate([np.asarray(picture.crop(box)) for box in boxes])
 
 
-def _neighbours(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
-    """Indices of the two source pixels around each new one, and the weight of the second."""
+def neighbours(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
+    """Where a row's new pixels come from, bilinearly and with half-pixel centres.
+
+    Args:
+        old: pixels that there are.
+        new: pixels that are wanted.
+
+    Returns:
+        (new,) indices of the two old pixels around each, and (new,) the weight of the second.
+    """
     centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     first = np.floor(centre).astype(np.intp)
     return first, np.minimum(first + 1, old - 1), (centre - first).astype(np.float32)
