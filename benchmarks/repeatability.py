@@ -9,8 +9,8 @@ that there is no difference in 95 of 100, A/B must say `slower` in 95 of 100.
 Load: the same two files are measured by `u2export bench` twice, while another process keeps one
 core busy in bursts of random length; the two ratios must be within 3 % of each other.
 
-Overhead: what the harness adds to a bare loop around the runner, and its memory figure against
-/usr/bin/time's.
+Overhead: what the harness adds to a bare loop around the runner in a process of its own, and its
+memory figure against /usr/bin/time's.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from threading import Event, Thread
 
 import numpy as np
@@ -47,6 +47,19 @@ OVERHEAD_ROUNDS = 8  # of each pair
 APART = 0.03  # two ratios under load, at most
 RESTARTED = 5  # trials after which the workers are new ones
 BUSY = "while True: pass"
+BARE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from u2export import registry
+warm, x = (one[None] for one in np.load(sys.argv[2])[:2])
+runner = registry.open_runner(registry.open_artifact(Path(sys.argv[1])))
+for _ in sys.stdin:
+    runner(warm)
+    begun = time.perf_counter()
+    runner(x)
+    print(1e3 * (time.perf_counter() - begun), flush=True)
+"""
 SEED = 5
 
 
@@ -165,25 +178,27 @@ def under_load(paths: tuple[Path, ...], seconds: float) -> dict[str, object]:
 
 def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
     """The harness's call by a bare call of the runner, in turns; and its memory figure."""
-    artifact = registry.open_artifact(path)
     ours: list[list[float]] = []
     bare: list[list[float]] = []
     wanted = assigned(path, pictures)
+    words = [sys.executable, "-c", BARE, str(path), str(wanted.inputs)]
     for _ in track(range(PAIRS), "overhead"):
         ours.append([])
         bare.append([])
-        with Worker(wanted) as worker, registry.open_runner(artifact) as runner:
+        with (
+            Worker(wanted) as worker,
+            subprocess.Popen(words, stdin=PIPE, stdout=PIPE, text=True) as loop,
+        ):
             worker.open()
-            warm, x = (one[None] for one in np.load(wanted.inputs)[:2])  # as the worker takes them
+            assert loop.stdin
+            assert loop.stdout
             for turn in range(OVERHEAD_ROUNDS):
                 for party in ("ours", "bare")[:: 1 if turn % 2 else -1]:
                     if party == "ours":
                         ours[-1] += worker.ask("block", seconds=0.0, least=1)["samples"]
                         continue
-                    runner(warm)
-                    begun = time.perf_counter()
-                    runner(x)
-                    bare[-1].append(1e3 * (time.perf_counter() - begun))
+                    print(flush=True, file=loop.stdin)
+                    bare[-1].append(float(loop.stdout.readline()))
     ratio = stats.ratio(ours, bare)
     code = "from u2export.bench import worker; worker.main()"
     orders = [

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import onnx
 import openvino
 import pytest
+import traces
 from filelock import FileLock
 
 from u2export import build, machine, registry, weights
@@ -21,6 +19,7 @@ from u2export.spec import MODELS, ExportSpec, Precision
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEMO = MODELS["u2netp-demo"]
 SMALL = 64  # pixels
+TRACED = Path(__file__).parent / "traced"
 ALL_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -96,7 +95,7 @@ def _made_once(place: Path, make: Callable[[Path], None]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def traces(common: Path, pytestconfig: pytest.Config) -> Path:
+def folder_of_traces(common: Path, pytestconfig: pytest.Config) -> Path:
     """A folder for what was traced."""
     given: Path | None = pytestconfig.getoption("--traces")
     place = given or common / "traces"
@@ -105,27 +104,11 @@ def traces(common: Path, pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _a_network_is_traced_once(traces: Path):
-    """Tracing takes 5 to 10 s, and a network that was traced gives the same graph again.
-
-    That the same export in two processes gives the same bytes is tested by the command line.
-    """
+def _a_network_is_traced_once(folder_of_traces: Path):
     from u2export.graph import trace
 
-    real = trace.trace
-
-    def traced(network: Any, size: int, opset: int) -> onnx.ModelProto:
-        digest = hashlib.sha256()
-        for name, values in network.state_dict().items():
-            digest.update(name.encode() + values.contiguous().numpy().tobytes())
-        name = f"{digest.hexdigest()}-{size}-{opset}-{network.all_outputs}.onnx"
-        with FileLock(traces / f"{name}.lock"):
-            if not (traces / name).exists():
-                onnx.save(real(network, size, opset), traces / name)
-        return onnx.load(traces / name)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "trace", traced)
+        patch.setattr(trace, "trace", traces.once(trace.trace, folder_of_traces))
         yield
 
 
@@ -191,17 +174,33 @@ def picture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Run the command line in an empty folder, as a user would; no network, a cache of its own."""
+def command(tmp_path: Path, folder_of_traces: Path) -> Command:
+    """Run the command line in an empty folder, as a user would; no network, a cache of its own.
 
-    def run(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None):
+    A network that was traced before is not traced again, unless that is asked for.
+    """
+
+    def run(
+        *words: object,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        retraced: bool = False,
+    ):
+        given = env or {}
+        if not retraced:
+            paths = [str(TRACED), *filter(None, [given.get("PYTHONPATH")])]
+            given = {
+                **given,
+                "PYTHONPATH": os.pathsep.join(paths),
+                "U2EXPORT_TEST_TRACES": str(folder_of_traces),
+            }
         return subprocess.run(
             [sys.executable, "-m", "u2export", *map(str, words)],
             capture_output=True,
             text=True,
             timeout=240,
             cwd=cwd or tmp_path,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **given},
             check=False,
         )
 

@@ -14,7 +14,7 @@ class _Args:
 
     weights = None
     device = "cpu"
-    batches = (1, 2)
+    batches = (2,)
     rounds = 3
     minutes = 8.0
     rehearse = True
@@ -24,6 +24,7 @@ class _Args:
 def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "tests", lambda args: "no tests in a test")
+        patch.setattr(gpu, "WAYS", gpu.WAYS[:-1])  # compiled in bf16 as in fp16
         real = gpu.artifacts
         # one network's are enough, and the small one's are quicker
         patch.setattr(gpu, "artifacts", lambda s, a: real(s, a) if "demo" in s.facts.model else [])
@@ -34,7 +35,7 @@ def test_every_way_is_measured_or_says_why_not(measured):
     report, shares = measured
     assert report.baseline == "PyTorch eager fp32 NCHW of the same network and batch"
     rows = [row for row in report.rows if row.backend == "torch"]
-    assert len(rows) == 2 * 2 * len(gpu.WAYS)
+    assert len(rows) == 2 * len(gpu.WAYS)
     for row in rows:
         if row.failed:
             assert "graph" in row.name, row

@@ -407,12 +407,21 @@ def test_a_kill_between_two_steps_of_publishing_never_leaves_two_halves(
         assert step in (3, 4)
 
 
+@pytest.fixture(scope="module")
+def brain_floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo weights in bfloat16, as an ONNX file."""
+    out = tmp_path_factory.mktemp("bfloat16")
+    build.build("onnx", ExportSpec(DEMO, 64, Precision.BF16), weights.find(DEMO), out)
+    return out
+
+
 @pytest.fixture
-def bfloat16(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Export the demo weights in bfloat16 on a CPU that has it, or not."""
+def bfloat16(brain_floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Convert that on a CPU that has bfloat16, or not."""
 
     def make(features: list[str]) -> Artifact:
         monkeypatch.setattr(openvino, "cpu_features", lambda: ("x", features))
+        shutil.copytree(brain_floats, tmp_path, dirs_exist_ok=True)
         return build.build(
             "openvino", ExportSpec(DEMO, 64, Precision.BF16), weights.find(DEMO), tmp_path
         )

@@ -44,9 +44,9 @@ def test_the_commands_know_it(command, installed: dict[str, str], picture_file: 
     assert "ort backend exports fp32, not fp16" in refused.stderr
 
 
-def test_it_keeps_every_promise_of_the_contract(installed: dict[str, str], traces: Path):
+def test_it_keeps_every_promise_of_the_contract(installed: dict[str, str], folder_of_traces: Path):
     words = ["-m", "pytest", "-q", "-p", "no:xdist", str(HERE / "test_contract.py")]
-    words += ["--backend", "ort", "--traces", str(traces)]
+    words += ["--backend", "ort", "--traces", str(folder_of_traces)]
     done = subprocess.run(
         [sys.executable, *words],
         capture_output=True,

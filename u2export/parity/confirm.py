@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from u2export import checkpoint, registry
-from u2export.artifact import Artifact
+from u2export.artifact import Artifact, WeightsFacts
 from u2export.backend import Array, Runner
 from u2export.drawn import draw
 from u2export.errors import ExportError
@@ -18,13 +19,14 @@ from u2export.metrics import Judgement, compare, judge
 from u2export.parity.budgets import asked_of, excess
 from u2export.parity.emulate import Emulated
 from u2export.pipeline import preprocess
-from u2export.spec import Precision
+from u2export.spec import PictureSpec, Precision
 from u2export.u2net import U2Net, fold_batch_norm
 
 # Seeds of drawn pictures that no weights were trained on, and of inputs that are plain noise.
 PICTURES = (1_000_001, 1_000_002, 1_000_003)
 NOISE = (1, 2)
 EMULATED = (Precision.FP16, Precision.BF16)  # arithmetic that a CPU may not have
+_kept: dict[tuple[Path, WeightsFacts, PictureSpec], list[list[Array]]] = {}
 
 
 def confirm(
@@ -46,8 +48,9 @@ def confirm(
         ExportError: a figure is over the budget of the precision.
         ParityError: the runtime did something else than it was asked.
     """
-    inputs = _inputs(artifact)
-    references = _references(source, inputs)
+    spec = artifact.facts.picture
+    inputs = _inputs(spec)
+    references = _references(source, spec, inputs)
     with registry.open_runner(artifact) as runner:
         executed = _executed(runner, inputs, references, artifact.facts.outputs)
         told = runner.executed()
@@ -63,20 +66,28 @@ def confirm(
     return checks
 
 
-def _inputs(artifact: Artifact) -> list[Array]:
-    spec = artifact.facts.picture
+def _inputs(spec: PictureSpec) -> list[Array]:
     drawn = [preprocess(draw(seed).picture, spec) for seed in PICTURES]
     shape = (1, 3, spec.size, spec.size)
     noise = [np.random.default_rng(s).standard_normal(shape, np.float32) for s in NOISE]
     return drawn + noise
 
 
-def _references(source: Artifact, inputs: list[Array]) -> list[list[Array]]:
-    """What the source gives to each input, every output."""
+def _references(source: Artifact, spec: PictureSpec, inputs: list[Array]) -> list[list[Array]]:
+    """What the source gives to each input, every output.
+
+    PyTorch's are kept until others are asked for: an artifact's parent has the same.
+    """
     if source.backend == "torch":
-        network = checkpoint.network(source, lambda note: None, all_outputs=True)
-        with torch.inference_mode():
-            return [[np.array(d.numpy()) for d in network(torch.tensor(x))] for x in inputs]
+        wanted = (source.path, source.facts.weights, spec)
+        if wanted not in _kept:
+            network = checkpoint.network(source, lambda note: None, all_outputs=True)
+            _kept.clear()
+            with torch.inference_mode():
+                _kept[wanted] = [
+                    [np.array(d.numpy()) for d in network(torch.tensor(x))] for x in inputs
+                ]
+        return _kept[wanted]
     with registry.open_runner(source) as runner:
         filled = [np.repeat(x, runner.fewest, axis=0) for x in inputs]
         return [[y[:1] for y in runner.maps(x)] for x in filled]
