@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import SMALL
 from onnx import TensorProto, helper
 
 from u2export import inspection, machine, registry
@@ -149,6 +151,38 @@ def test_onnxruntime_on_cuda_computes_there(exported: Path, picture):
         pytest.skip(onnx_backend.missing_device(Device.CUDA))
     with registry.open_runner(artifact, Device.CUDA) as runner:
         assert runner.executed().share_of_macs() == {"fp16 on cuda": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("threads", "streams", "at_once", "each"),
+    [(1, 1, 1, 1), (1, 2, 1, 1), (2, 1, 1, 2), (2, 2, 1, 2), (4, 4, 2, 2), (8, 2, 2, 4)],
+)
+def test_a_call_of_onnxruntime_has_two_threads_where_there_are(
+    quick: Path, threads: int, streams: int, at_once: int, each: int
+):
+    with registry.open_runner(
+        registry.open_artifact(quick), threads=threads, streams=streams
+    ) as runner:
+        session = runner._session
+        options = session.get_session_options()
+        assert options.intra_op_num_threads == each
+        now, most = 0, 0
+        lock, x = Lock(), np.zeros((1, 3, SMALL, SMALL), np.float32)
+
+        class Watched:
+            def run(self, *given: object) -> object:
+                nonlocal now, most
+                with lock:
+                    now += 1
+                    most = max(most, now)
+                time.sleep(0.1)
+                with lock:
+                    now -= 1
+                return session.run(*given)
+
+        runner._session = Watched()
+        assert len(list(runner.stream([x] * 5))) == 5
+        assert most == at_once
 
 
 # --- a file as it is, instead of weights --------------------------------------------------------

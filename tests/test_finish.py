@@ -278,6 +278,15 @@ def test_png_keeps_every_value(mode: str, level: int, tmp_path: Path):
         np.testing.assert_array_equal(np.asarray(found), values)
 
 
+@pytest.mark.parametrize(("kind", "usual"), [(Format.WEBP, 80), (Format.JPG, 90)])
+def test_each_format_has_a_usual_quality(tmp_path: Path, kind: Format, usual: int):
+    picture = draw(1_000_703, (200, 150)).picture
+    for name, quality in (("a", None), ("b", usual), ("c", usual - 5)):
+        encode.save(picture, tmp_path / name, Encoding(kind, quality), {})
+    one, two, three = ((tmp_path / name).read_bytes() for name in "abc")
+    assert one == two != three
+
+
 def test_webp_of_quality_100_keeps_every_value(tmp_path: Path):
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     encode.save(Image.fromarray(values), tmp_path / "a.webp", Encoding(Format.WEBP, 100), {})

@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "u2export"
 # ARCHITECTURE.md, section 3: imports go down this list only, never sideways.
 LAYERS = [
-    ["errors", "machine", "plugins", "progress", "onnxfile", "steady", "webpage", "flow", "png"],
+    [
+        "errors",
+        "machine",
+        "plugins",
+        "progress",
+        "onnxfile",
+        "steady",
+        "webpage",
+        "flow",
+        "png",
+        "webp",
+    ],
     ["spec"],
     ["artifact", "executed", "places"],
     ["backend", "encode"],

@@ -350,7 +350,10 @@ def run(
             "--format", help=f"{', '.join(Format)}. By default as --out's name says, else png."
         ),
     ] = None,
-    quality: Annotated[int, typer.Option(help="Of webp (100: lossless) and jpg.")] = 90,
+    quality: Annotated[
+        int | None,
+        typer.Option(help="Of webp (100: lossless) and jpg; 80 and 90 where it is not given."),
+    ] = None,
     png_level: Annotated[int, typer.Option(help="Of PNG's compression, 0 to 9.")] = 1,
     name: Annotated[
         str | None,

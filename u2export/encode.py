@@ -11,12 +11,14 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from u2export import png
+from u2export import png, webp
 from u2export.errors import InputError
 from u2export.places import STANDARD, part_of
 from u2export.spec import Format
 
 FAST = 1  # the PNG level that our own writer has; the others are Pillow's
+_USUAL = {Format.PNG: 100, Format.WEBP: 80, Format.JPG: 90}
+LOSSLESS = 100  # the quality of WebP that keeps every value
 _JPEG_EXIF = 65_533  # bytes that fit into a JPEG's segment; more is left out
 _SIDES = {
     Format.WEBP: 16383,
@@ -30,13 +32,13 @@ class Encoding:
 
     Attributes:
         format: png keeps every value; webp and jpg do not, unless quality is 100 for webp.
-        quality: of webp and jpg, 1 to 100.
+        quality: of webp and jpg, 1 to 100; None is 80 for webp, as in Pillow, and 90 for jpg.
         png_level: of compression, 0 (none) to 9; 1 is by far the fastest, and larger ones make
             files of photographs little smaller.
     """
 
     format: Format = Format.PNG
-    quality: int = 90
+    quality: int | None = None
     png_level: int = FAST
 
     def __post_init__(self) -> None:
@@ -45,10 +47,15 @@ class Encoding:
         Raises:
             InputError: quality or level is out of its range.
         """
-        if not 1 <= self.quality <= 100:
+        if not 1 <= self.chosen <= 100:
             raise InputError(f"quality must be 1 to 100, got {self.quality}")
         if not 0 <= self.png_level <= 9:
             raise InputError(f"the PNG level must be 0 to 9, got {self.png_level}")
+
+    @property
+    def chosen(self) -> int:
+        """The quality that was asked for, or what is usual."""
+        return _USUAL[self.format] if self.quality is None else self.quality
 
 
 PNG = Encoding()
@@ -86,12 +93,15 @@ def encode(
         png.write(image, file, profile=notes.get("icc_profile"), exif=notes.get("exif"))
     elif wanted.format is Format.PNG:
         image.save(file, "PNG", compress_level=wanted.png_level, **notes)
+    elif wanted.format is Format.WEBP and image.mode == "RGBA" and wanted.chosen < LOSSLESS:
+        profile, exif = notes.get("icc_profile"), notes.get("exif")
+        webp.write(image, file, quality=wanted.chosen, profile=profile, exif=exif)
     elif wanted.format is Format.WEBP:
-        lossless = wanted.quality == 100
-        image.save(file, "WEBP", quality=wanted.quality, lossless=lossless, method=0, **notes)
+        lossless = wanted.chosen == LOSSLESS
+        image.save(file, "WEBP", quality=wanted.chosen, lossless=lossless, method=0, **notes)
     else:
         kept = {k: v for k, v in notes.items() if k != "exif" or len(v) <= _JPEG_EXIF}
-        image.save(file, "JPEG", quality=wanted.quality, **kept)
+        image.save(file, "JPEG", quality=wanted.chosen, **kept)
 
 
 def notes_of(picture: Image.Image) -> dict[str, bytes]:

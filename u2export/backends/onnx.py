@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def _in_whole_numbers(  # type: ignore[no-untyped-def]
 
 def _as_written(model) -> Callable[..., Sequence[Array]]:  # type: ignore[no-untyped-def]
     """A model in memory, to be called; every node computes what the graph says and nothing else."""
-    options = _options(usable_cpus())
+    options = _options(RunSpec(Device.CPU, usable_cpus()))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=[PROVIDERS[Device.CPU]]
@@ -183,7 +184,8 @@ class OnnxRunner(Runner):
         if self._stored is Precision.BF16:
             self._stored = Precision.FP32  # values that bfloat16 can hold, kept as float32
         self._path = artifact.path
-        self._session = _session(artifact.path, _options(_each(asked)), asked.device)
+        self._session = _session(artifact.path, _options(asked), asked.device)
+        self._free = BoundedSemaphore(_calls(asked))
         inputs = self._session.get_inputs()
         shape = inputs[0].shape if inputs else []
         size = artifact.facts.size
@@ -212,7 +214,8 @@ class OnnxRunner(Runner):
 
     def _outputs(self, names: list[str] | None, x: Array) -> tuple[Array, ...]:
         try:
-            found = self._session.run(names, {self._input: x})
+            with self._free:
+                found = self._session.run(names, {self._input: x})
         except Exception as error:  # onnxruntime's exceptions share no public base
             reason = str(error).splitlines()[0]
             raise ExportError(f"onnxruntime {ort.__version__} failed: {reason}") from error
@@ -226,7 +229,7 @@ class OnnxRunner(Runner):
         """
         x = np.zeros((self.fewest, 3, self.size, self.size), np.float32)
         with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
-            options = _options(_each(self._asked))
+            options = _options(self._asked)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "kernels")
             session = _session(self._path, options, self._asked.device)
@@ -245,9 +248,13 @@ class OnnxRunner(Runner):
         del self._session
 
 
-def _each(asked: RunSpec) -> int:
-    """Threads that one call computes with."""
-    return max(1, asked.threads // asked.streams)
+def _calls(asked: RunSpec) -> int:
+    """How many calls compute at once; others wait.
+
+    Each has two threads where there are so many: two calls of one thread take the time of one call
+    of two, after the other, and twice its memory (benchmarks/runner_memory.py).
+    """
+    return max(1, min(asked.streams, asked.threads // 2))
 
 
 def _ran(name: str) -> bool:
@@ -282,9 +289,11 @@ def _channels(inputs: list[tuple[str, list[int]]], output: list[int]) -> int:
     return inputs[0][1][-1 if last else 1]
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def _options(asked: RunSpec) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = max(1, asked.threads // _calls(asked))
+    if asked.streams > 1:  # others have use for a thread that would wait busily
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1
     # its plan of all buffers, made at the first call, doubles the memory (382 against 193 MB for
     # u2netp) and saves no time (214 against 213 ms): benchmarks/runner_memory.py
@@ -348,7 +357,9 @@ def stored(path: Path) -> Precision:
 
 def accepts(model: bytes) -> object:
     """Load an ONNX model that is in memory."""
-    return ort.InferenceSession(model, _options(1), providers=[PROVIDERS[Device.CPU]])
+    return ort.InferenceSession(
+        model, _options(RunSpec(Device.CPU, 1)), providers=[PROVIDERS[Device.CPU]]
+    )
 
 
 def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
@@ -380,7 +391,7 @@ def tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, 
 
 def read_facts(path: Path) -> str | None:
     """Read the facts embedded in an ONNX file, or None in a foreign one."""
-    options = _options(1)
+    options = _options(RunSpec(Device.CPU, 1))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     metadata = _session(path, options, Device.CPU).get_modelmeta()
     text: str | None = metadata.custom_metadata_map.get(FACTS_KEY)
