@@ -40,7 +40,9 @@ gpu: $(VENV)-gpu/.installed
 $(VENV)-gpu/.installed: pyproject.toml
 	$(PYTHON) -m venv --system-site-packages $(VENV)-gpu
 	$(VENV)-gpu/bin/python -m pip install --quiet -e '.[dev]'
+	# where these two cannot be had, their rows say so: remove $(VENV)-gpu to try again
 	-$(VENV)-gpu/bin/python -m pip install --quiet -e '.[tensorrt]'
+	# instead of the CPU's package, whose files have the same names
 	-$(VENV)-gpu/bin/python -m pip install --quiet --force-reinstall --no-deps onnxruntime-gpu
 	@touch $@
 

@@ -64,6 +64,7 @@ AHEAD = 20_000_000  # cycles, about 10 ms: the host queues a whole call meanwhil
 PICTURES = 8  # drawn, whose masks are compared
 FRAME = (770, 595)  # pixels, of the picture's whole way
 SEED = 1_000_800
+TESTS_SECONDS = 300
 COPY, PRODUCT = "copy, GB/s", "fp16 product, TFLOP/s"
 
 
@@ -438,14 +439,13 @@ def tests(args: argparse.Namespace) -> str:
     """What the tests that need a GPU say; the last line of pytest."""
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     words += ["--collect-only"] if args.rehearse else []
-    done = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-        timeout=300,
-    )
+    home = Path(__file__).parents[1]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, cwd=home, timeout=TESTS_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"pytest -m gpu: not done within {TESTS_SECONDS} s"
     last = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
     return f"pytest -m gpu: {printable(last)} (status {done.returncode})"
 
@@ -515,13 +515,14 @@ def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
             x = torch.zeros(batch, 3, source.facts.size, source.facts.size)
             try:
                 lanes = group(network, source, batch, args)
+                work = work_of(network, x)
             except Exception as error:  # a GPU without memory, say: what was measured is kept
                 notes.append(printable(f"{what} failed: {error}"))
                 continue
             named = [(row_of(lane, source, args.device), lane) for lane in lanes]
             rows += [row for row, _ in named]
             ratios += ratios_of(named)
-            shares += shares_of(named, work_of(network, x), most)
+            shares += shares_of(named, work, most)
             if args.device == "cuda":
                 del lanes, named  # the next networks need their room
                 torch.cuda.empty_cache()

@@ -188,7 +188,8 @@ def command(tmp_path: Path, folder_of_traces: Path) -> Command:
     ):
         given = env or {}
         if not retraced:
-            paths = [str(TRACED), *filter(None, [given.get("PYTHONPATH")])]
+            others = given.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+            paths = [str(TRACED), *filter(None, [others])]
             given = {
                 **given,
                 "PYTHONPATH": os.pathsep.join(paths),

@@ -168,9 +168,11 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path):
     assert stdout == b"exported/u2netp-random0-fp32-32.onnx\n"
 
 
-def test_random_weights_are_named_as_such(command, tmp_path):
+def test_random_weights_are_named_as_such(command, tmp_path, folder_of_traces):
     words = ("onnx", "--model", "u2netp", "--weights", "random:3", "--size", "64")
+    before = set(folder_of_traces.iterdir())
     done = command(*words)
+    assert set(folder_of_traces.iterdir()) > before  # or tests trace anew, unnoticed
     assert done.stdout == "exported/u2netp-random3-fp32-64.onnx\n", done.stderr
     facts = json.loads((tmp_path / "exported/u2netp-random3-fp32-64.onnx.json").read_text())[
         "facts"

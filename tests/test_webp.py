@@ -13,19 +13,20 @@ from u2export.drawn import draw
 from u2export.pipeline import cut_out
 
 
-def _runs() -> np.ndarray:
-    """Runs of every length to 300, and of some around the most that can be told at once."""
-    lengths = [*range(1, 301), 4095, 4096, 4097, 4098, 8192, 8193, 20000]
+def _leaving(wanted: np.ndarray) -> np.ndarray:
+    """A row of which the filter leaves these values: each is what it adds to the one before."""
+    return np.cumsum(wanted, dtype=np.uint8)[None]
+
+
+def _runs(lengths: list[int]) -> np.ndarray:
     values = np.resize(np.array([3, 200, 90, 7], np.uint8), len(lengths))
-    flat = np.repeat(values, lengths)
-    return np.resize(flat, (len(flat) // 250 + 1, 250))
+    return _leaving(np.repeat(values, lengths))
 
 
 def _skewed() -> np.ndarray:
-    """Values of which each is twice as frequent as the next: codes as deep as any."""
-    flat = np.concatenate([np.full(2 ** max(0, 17 - i), 11 * i % 256) for i in range(22)])
-    np.random.default_rng(3).shuffle(flat)
-    return np.resize(flat, (512, 513)).astype(np.uint8)
+    """Values of which each is twice as frequent as the next: codes of unequal lengths."""
+    flat = np.concatenate([np.full(2 ** (13 - i), 11 * i % 256) for i in range(14)])
+    return _leaving(np.random.default_rng(3).permutation(flat))
 
 
 RNG = np.random.default_rng(0)
@@ -37,8 +38,12 @@ PLANES = {
     "everything": np.full((123, 45), 255, np.uint8),
     "noise": RNG.integers(0, 256, (211, 97), np.uint8),
     "two values": RNG.integers(0, 2, (64, 64), np.uint8) * 255,
-    "runs": _runs(),
-    "deep codes": _skewed(),
+    "short runs": _runs([*range(1, 170)]),
+    "runs of one repetition": _runs([4096, 4097, 4098, 1]),
+    "runs of two repetitions": _runs([8193, 8190]),
+    "a run of three repetitions": _runs([1, 12290]),
+    "unequal codes": _skewed(),
+    "more than a piece": np.tile(RNG.integers(0, 9, (300, 200), np.uint8), (4, 9)),
     "a mask": np.asarray(draw(1_000_700, (640, 481)).mask),
 }
 
@@ -60,10 +65,39 @@ def test_transparency_is_kept_to_the_bit(name: str):
         np.testing.assert_array_equal(np.asarray(found.getchannel("A")), alpha)
 
 
+def test_codes_are_no_deeper_than_the_format_allows_and_waste_nothing():
+    fibonacci = [1, 1]
+    while len(fibonacci) < 30:
+        fibonacci.append(fibonacci[-1] + fibonacci[-2])
+    lengths = webp._code_lengths(np.array(fibonacci)).astype(float)
+    assert lengths.max() == 15  # a tree of these without a limit is 29 deep
+    assert np.sum(2.0**-lengths) == 1
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_visible_colours_are_as_true_as_libwebps(hard: bool):
+    drawn = draw(1_000_704, (900, 700))
+    mask = drawn.mask.resize((320, 320)).resize((900, 700), Image.Resampling.BILINEAR)
+    if hard:
+        mask = mask.point([0] * 128 + [255] * 128)
+    cut = cut_out(drawn.picture, mask)
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    webp.write(cut, ours, quality=80)
+    cut.save(theirs, "WEBP", quality=80, method=0)
+    seen = np.asarray(mask) > 0
+    apart = []
+    for file in (ours, theirs):
+        colours = np.asarray(Image.open(file).convert("RGBA"), float)[..., :3]
+        apart.append(np.abs(colours - np.asarray(cut, float)[..., :3])[seen].mean())
+    assert apart[0] <= 1.02 * apart[1]
+    assert len(ours.getvalue()) <= 1.02 * len(theirs.getvalue())
+
+
 @pytest.mark.parametrize("quality", [1, 80, 99])
 def test_colours_are_those_of_an_opaque_file_of_this_quality(quality: int):
     drawn = draw(1_000_701, (320, 241))
-    content = _written(np.asarray(drawn.mask), drawn.picture, quality)
+    none_hidden = np.maximum(np.asarray(drawn.mask), 1)
+    content = _written(none_hidden, drawn.picture, quality)
     opaque = io.BytesIO()
     drawn.picture.save(opaque, "WEBP", quality=quality, method=0)
     with Image.open(io.BytesIO(content)) as found, Image.open(opaque) as expected:

@@ -26,7 +26,8 @@ def once(real: Trace, folder: Path) -> Trace:
         name = f"{digest.hexdigest()}-{size}-{opset}-{network.all_outputs}.onnx"
         with FileLock(folder / f"{name}.lock"):
             if not (folder / name).exists():
-                onnx.save(real(network, size, opset), folder / name)
+                onnx.save(real(network, size, opset), folder / f"{name}.part")
+                (folder / f"{name}.part").replace(folder / name)  # a killed process leaves no half
         return onnx.load(folder / name)
 
     return traced

@@ -17,7 +17,7 @@ from u2export.places import STANDARD, part_of
 from u2export.spec import Format
 
 FAST = 1  # the PNG level that our own writer has; the others are Pillow's
-_USUAL = {Format.PNG: 100, Format.WEBP: 80, Format.JPG: 90}
+_USUAL = {Format.WEBP: 80, Format.JPG: 90}
 LOSSLESS = 100  # the quality of WebP that keeps every value
 _JPEG_EXIF = 65_533  # bytes that fit into a JPEG's segment; more is left out
 _SIDES = {
@@ -47,14 +47,14 @@ class Encoding:
         Raises:
             InputError: quality or level is out of its range.
         """
-        if not 1 <= self.chosen <= 100:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise InputError(f"quality must be 1 to 100, got {self.quality}")
         if not 0 <= self.png_level <= 9:
             raise InputError(f"the PNG level must be 0 to 9, got {self.png_level}")
 
     @property
-    def chosen(self) -> int:
-        """The quality that was asked for, or what is usual."""
+    def actual_quality(self) -> int:
+        """The quality that was asked for, or that is usual; of webp and jpg."""
         return _USUAL[self.format] if self.quality is None else self.quality
 
 
@@ -93,15 +93,17 @@ def encode(
         png.write(image, file, profile=notes.get("icc_profile"), exif=notes.get("exif"))
     elif wanted.format is Format.PNG:
         image.save(file, "PNG", compress_level=wanted.png_level, **notes)
-    elif wanted.format is Format.WEBP and image.mode == "RGBA" and wanted.chosen < LOSSLESS:
+    elif wanted.format is Format.WEBP and image.mode == "RGBA" and wanted.actual_quality < LOSSLESS:
         profile, exif = notes.get("icc_profile"), notes.get("exif")
-        webp.write(image, file, quality=wanted.chosen, profile=profile, exif=exif)
+        webp.write(image, file, quality=wanted.actual_quality, profile=profile, exif=exif)
     elif wanted.format is Format.WEBP:
-        lossless = wanted.chosen == LOSSLESS
-        image.save(file, "WEBP", quality=wanted.chosen, lossless=lossless, method=0, **notes)
+        lossless = wanted.actual_quality == LOSSLESS
+        image.save(
+            file, "WEBP", quality=wanted.actual_quality, lossless=lossless, method=0, **notes
+        )
     else:
         kept = {k: v for k, v in notes.items() if k != "exif" or len(v) <= _JPEG_EXIF}
-        image.save(file, "JPEG", quality=wanted.chosen, **kept)
+        image.save(file, "JPEG", quality=wanted.actual_quality, **kept)
 
 
 def notes_of(picture: Image.Image) -> dict[str, bytes]:

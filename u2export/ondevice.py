@@ -81,6 +81,10 @@ class OnDevice:
         Raises:
             InputError: what is given is no such picture.
         """
+        if isinstance(pictures, torch.Tensor) and pictures.ndim != 4:
+            raise InputError(
+                f"one tensor of pictures must be (N,H,W,3), got {tuple(pictures.shape)}"
+            )
         if not len(pictures):
             raise InputError("no picture was given")
         if isinstance(pictures, torch.Tensor):

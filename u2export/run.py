@@ -252,7 +252,8 @@ class Done:
         error: the sentence that says why there is none.
         size: (width, height) of the upright picture; (0, 0) where it could not be read.
         sha256: of the file; empty where that was not asked.
-        ms: of each of `STAGES` that was reached; pictures computed in one call share its time.
+        ms: of each of `STAGES` that was reached; pictures computed in one call share its time, and
+            `infer` includes waiting for others' calls.
     """
 
     picture: Path | str

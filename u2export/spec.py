@@ -397,7 +397,7 @@ class RunSpec:
         precision: what the arithmetic must be, or None for what the artifact says. Half precision
             that is only stored may then be computed in float32 on a CPU.
         streams: how many calls may be under way at once, from `Runner.stream` or from as many
-            threads; they share the threads for computation.
+            threads; they share the threads for computation, and some may wait for others.
         compiled: let PyTorch compile the network.
     """
 

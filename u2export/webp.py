@@ -24,6 +24,9 @@ _COPY = 256  # the first of green's symbols that say how much is repeated, not a
 _SYMBOLS = _COPY + 24
 _LONGEST = 4096  # of a repetition
 _DEEPEST = 15  # bits of a code
+_BLOCK = 16  # pixels a side, whose colours are told together
+_SEEN = [0] + 255 * [255]  # by transparency
+_PIECE = 1 << 20  # values at a time
 _BAND = 64  # rows at a time, few enough for a processor's cache
 
 
@@ -54,7 +57,7 @@ def write(
     if profile:
         chunks.append(_chunk(b"ICCP", profile))
     chunks.append(_chunk(b"ALPH", _transparency(image)))
-    colours = _encoded(image.convert("RGB"), quality=quality, method=0)
+    colours = _encoded(_filled(image), quality=quality, method=0)
     chunks.append(_chunk(b"VP8 ", _part(colours, b"VP8 ")))
     if exif:
         chunks.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))
@@ -64,68 +67,98 @@ def write(
         file.write(one)
 
 
+def _filled(image: Image.Image) -> Image.Image:
+    """The colours, of which hidden ones beside visible ones are the mean of those in their block.
+
+    A block's colours are told together, so that a black one that is hidden would darken its
+    neighbours, and cost bytes.
+    """
+    found = image.convert("RGB")
+    seen = np.asarray(image.getchannel("A").point(_SEEN).reduce(_BLOCK))  # 255 where all of it is
+    for row, column in np.argwhere((seen > 0) & (seen < 255)).tolist():
+        left, top = _BLOCK * column, _BLOCK * row
+        box = (left, top, min(left + _BLOCK, image.width), min(top + _BLOCK, image.height))
+        pixels = np.array(image.crop(box))
+        visible = pixels[..., 3] > 0
+        pixels[~visible, :3] = pixels[visible, :3].mean(0)
+        found.paste(Image.fromarray(np.ascontiguousarray(pixels[..., :3])), box)
+    return found
+
+
 def _transparency(image: Image.Image) -> bytes:
     return bytes([_FILTERED]) + _packed(_filtered(np.asarray(image.getchannel("A"))))
 
 
 def _packed(values: NDArray[np.uint8]) -> bytes:
-    """A plane, (H,W), as the green channel of a lossless image without its size.
+    """A plane, (H,W), as the green channel of a lossless image without its size."""
+    flat = values.ravel()
+    pieces = [_tokens(flat[i : i + _PIECE]) for i in range(0, len(flat), _PIECE)]
+    counts = sum(np.bincount(symbols, minlength=_SYMBOLS) for symbols, _ in pieces)
+    lengths = _code_lengths(np.asarray(counts))
+    codes = _codes(lengths)
+    bits = _Bits()
+    for value, count in _HEAD:
+        bits.add(value, count)
+    for length in lengths:
+        bits.add(_reversed(int(length), 4), 4)
+    for value, count in _TAIL:
+        bits.add(value, count)
+    for symbols, extra in pieces:
+        told = codes[symbols] | extra.astype(np.uint64) << lengths[symbols].astype(np.uint64)
+        bits.join(told, lengths[symbols] + _SYMBOL_BITS[symbols])
+    return bits.whole()
+
+
+def _tokens(flat: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """What tells a row of values: symbols of green's, and what is added to each.
 
     Each run of equal values is the value, then the command to repeat what is on the left so often.
     """
-    flat = values.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     again = np.diff(starts, append=len(flat)) - 1
     full, rest = np.divmod(again, _LONGEST)
     each = 1 + full + (rest > 0)  # tokens of a run
     firsts = np.cumsum(each) - each
-    symbols = np.full(int(each.sum()), _COPY + _KINDS[_LONGEST], np.intp)
-    extra = np.full(len(symbols), _EXTRA[_LONGEST], np.uint64)
-    bits = np.full(len(symbols), _EXTRA_BITS[_LONGEST], np.uint8)
-    symbols[firsts], extra[firsts], bits[firsts] = flat[starts], 0, 0
+    symbols = np.full(int(each.sum()), _COPY + _KINDS[_LONGEST], np.uint16)
+    extra = np.full(len(symbols), _EXTRA[_LONGEST], np.uint16)
+    symbols[firsts], extra[firsts] = flat[starts], 0
     some = rest > 0
     lasts, rest = (firsts + each - 1)[some], rest[some]
-    symbols[lasts] = _COPY + _KINDS[rest]
-    extra[lasts], bits[lasts] = _EXTRA[rest], _EXTRA_BITS[rest]
-    lengths = _code_lengths(np.bincount(symbols, minlength=_SYMBOLS))
-    codes = _codes(lengths)
-    head = _Bits()
-    for value, count in _HEAD:
-        head.add(value, count)
-    for length in lengths:
-        head.add(_reversed(int(length), 4), 4)
-    for value, count in _TAIL:
-        head.add(value, count)
-    extra <<= lengths[symbols].astype(np.uint64)
-    return _joined(head, codes[symbols] | extra, lengths[symbols] + bits)
+    symbols[lasts], extra[lasts] = _COPY + _KINDS[rest], _EXTRA[rest]
+    return symbols, extra
 
 
 class _Bits:
-    """A few bits, the lowest first."""
+    """Bits one after the other, the lowest of each value first."""
 
     def __init__(self) -> None:
-        self.value, self.count = 0, 0
+        self._parts: list[bytes] = []
+        self._value, self._count = 0, 0  # that make no whole byte yet
 
     def add(self, value: int, count: int) -> None:
-        """Put bits after those that there are."""
-        self.value |= value << self.count
-        self.count += count
+        """Put a few bits after those that there are."""
+        self._value |= value << self._count
+        self._count += count
 
+    def join(self, values: NDArray[np.uint64], counts: NDArray[np.uint8]) -> None:
+        """Put values of so many bits each, at most 31, after those that there are."""
+        ends = np.cumsum(counts, dtype=np.int64) + self._count
+        places = ends - counts
+        words, shifts = places >> 5, (places & 31).astype(np.uint64)
+        shifted = values << shifts
+        total = int(ends[-1]) // 32 + 2
+        # no two have a bit in common, so sums are exact: each is below 2^32
+        low = np.bincount(words, shifted & np.uint64(0xFFFFFFFF), total)
+        high = np.bincount(words + 1, shifted >> np.uint64(32), total)
+        start = np.frombuffer(self._value.to_bytes(4 * total, "little"), "<u4")
+        packed = ((low + high).astype("<u4") | start).tobytes()
+        whole, self._count = divmod(int(ends[-1]), 8)
+        self._parts.append(packed[:whole])
+        self._value = packed[whole]
 
-def _joined(head: _Bits, values: NDArray[np.uint64], counts: NDArray[np.uint8]) -> bytes:
-    """Values of so many bits each, at most 31, one after the other; the lowest bits first."""
-    ends = np.cumsum(counts, dtype=np.int64) + head.count
-    places = ends - counts
-    words, shifts = places >> 5, (places & 31).astype(np.uint64)
-    shifted = values << shifts
-    total = int(ends[-1]) // 32 + 2
-    # no two have a bit in common, so sums are exact: each is below 2^32
-    low = np.bincount(words, shifted & np.uint64(0xFFFFFFFF), total)
-    high = np.bincount(words + 1, shifted >> np.uint64(32), total)
-    found = (low + high).astype("<u4")
-    start = np.frombuffer(head.value.to_bytes(4 * total, "little"), "<u4")
-    packed: bytes = (found | start).tobytes()
-    return packed[: (int(ends[-1]) + 7) // 8]
+    def whole(self) -> bytes:
+        """All of them, filled with zeros to a byte."""
+        return b"".join(self._parts) + self._value.to_bytes(-(-self._count // 8), "little")
 
 
 def _code_lengths(counts: NDArray[np.intp]) -> NDArray[np.uint8]:
@@ -164,18 +197,20 @@ def _reversed(value: int, count: int) -> int:
     return int(f"{value:0{count}b}"[::-1], 2)
 
 
-def _lengths_table() -> tuple[NDArray[np.intp], NDArray[np.uint64], NDArray[np.uint8]]:
+def _lengths_table() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint8]]:
     """How lengths of 1 to 4096 are told: which of 24 kinds, and what is added, in how many bits."""
     less = np.maximum(np.arange(-1, _LONGEST), 0)
     high = np.frexp(np.maximum(less, 1))[1] - 1
     second = (less >> np.maximum(high - 1, 0)) & 1
     small = less < 2
-    bits = np.where(small, 0, high - 1).astype(np.uint8)
+    bits = np.where(small, 0, high - 1)
     kinds = np.where(small, less, 2 * high + second)
-    return kinds.astype(np.intp), (less & ((1 << bits.astype(np.intp)) - 1)).astype(np.uint64), bits
+    of_symbol = np.zeros(_SYMBOLS, np.uint8)
+    of_symbol[_COPY + kinds] = bits
+    return kinds, less & ((1 << bits) - 1), of_symbol
 
 
-_KINDS, _EXTRA, _EXTRA_BITS = _lengths_table()
+_KINDS, _EXTRA, _SYMBOL_BITS = _lengths_table()
 # No transform, no cache, one set of codes. Then how lengths of green's codes are told: 0 to 15 in
 # four bits each; 16, 17 and 18, in the format's order the ninth, first and second, are unused.
 _LENGTHS = (*[(0, 3)] * 2, *[(4, 3)] * 6, (0, 3), *[(4, 3)] * 10)
@@ -210,17 +245,12 @@ def _encoded(image: Image.Image, **options: object) -> bytes:
 def _part(content: bytes, name: bytes) -> bytes:
     """A chunk of a WebP file."""
     place = len(b"RIFFsizeWEBP")
-    while content[place : place + 4] != name:
-        place += 8 + _even(_size(content, place))
-    return content[place + 8 : place + 8 + _size(content, place)]
-
-
-def _size(content: bytes, place: int) -> int:
-    return int.from_bytes(content[place + 4 : place + 8], "little")
-
-
-def _even(size: int) -> int:
-    return size + size % 2
+    while place < len(content):
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        if content[place : place + 4] == name:
+            return content[place + 8 : place + 8 + size]
+        place += 8 + size + size % 2
+    raise OSError(f"libwebp wrote no chunk {name.decode()}")
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

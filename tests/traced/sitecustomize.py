@@ -1,6 +1,7 @@
 """Makes a test's own u2export process trace only what was not traced before.
 
-Python imports a module of this name at its start, from the folders of PYTHONPATH.
+Python imports a module of this name at its start, from the folders of PYTHONPATH; that of the
+environment, if it has one, is not imported then.
 """
 
 from __future__ import annotations

@@ -251,8 +251,8 @@ class OnnxRunner(Runner):
 def _calls(asked: RunSpec) -> int:
     """How many calls compute at once; others wait.
 
-    Each has two threads where there are so many: two calls of one thread take the time of one call
-    of two, after the other, and twice its memory (benchmarks/runner_memory.py).
+    There are two threads for each where there are so many: two calls on two cores take as long one
+    after the other as side by side, and half the memory (benchmarks/runner_memory.py).
     """
     return max(1, min(asked.streams, asked.threads // 2))
 
@@ -291,7 +291,8 @@ def _channels(inputs: list[tuple[str, list[int]]], output: list[int]) -> int:
 
 def _options(asked: RunSpec) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = max(1, asked.threads // _calls(asked))
+    # of a pool that all calls share, to which each adds the thread that it comes from
+    options.intra_op_num_threads = max(1, asked.threads - _calls(asked) + 1)
     if asked.streams > 1:  # others have use for a thread that would wait busily
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1

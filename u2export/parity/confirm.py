@@ -80,14 +80,14 @@ def _references(source: Artifact, spec: PictureSpec, inputs: list[Array]) -> lis
     """
     if source.backend == "torch":
         wanted = (source.path, source.facts.weights, spec)
-        if wanted not in _kept:
+        found = _kept.get(wanted)
+        if found is None:
             network = checkpoint.network(source, lambda note: None, all_outputs=True)
-            _kept.clear()
             with torch.inference_mode():
-                _kept[wanted] = [
-                    [np.array(d.numpy()) for d in network(torch.tensor(x))] for x in inputs
-                ]
-        return _kept[wanted]
+                found = [[np.array(d.numpy()) for d in network(torch.tensor(x))] for x in inputs]
+            _kept.clear()
+            _kept[wanted] = found
+        return found
     with registry.open_runner(source) as runner:
         filled = [np.repeat(x, runner.fewest, axis=0) for x in inputs]
         return [[y[:1] for y in runner.maps(x)] for x in filled]
