@@ -153,7 +153,8 @@ def main() -> None:
                 results[f"{backend}, {what}"] = row
                 table.add_row(f"{backend}, {what}", *map(str, list(row.values())[:4]))
     Console().print(table)
-    leave("soak", results)
+    some = [] if set(args.backends) == set(BACKENDS) else args.backends
+    leave("-".join(["soak", *some]), results)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_killed_exports_never_leave_an_artifact_that_is_not_whole(tmp_path: Path
         process = subprocess.Popen(
             WORDS, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(rng.uniform(0.5, 12))
+        time.sleep(rng.uniform(0.5, 9))
         process.kill()
         process.wait()
         if path.exists():
