@@ -24,13 +24,16 @@ WORKING = 1024  # pixels, the longer side
 # of the longer side: the grid of a network is 1/320 of it, and its blur a few of these
 RADIUS = 1 / 64
 SMOOTH = 1e-4  # added to a window's variance: about the noise of a photograph, (0.01 of white)^2
+_TINY = 1e-9  # of a variance: nothing changes
+TOLD = 0.5  # of how a mask changes: colours that explain so much are followed wholly
 SURE = 0.95  # a mask's value from which a pixel needs no matting, and below 1 - which
 
 
 def guided(picture: Image.Image, stretched: Array) -> Image.Image:
     """Enlarge a mask so that its edges follow the picture's.
 
-    Within each small window the mask is taken as a linear function of the picture's colours.
+    Within each small window the mask is taken as a linear function of the picture's colours. Where
+    these explain less than half of how the mask changes, it is to that extent enlarged as it is.
 
     Args:
         picture: upright, mode RGB.
@@ -142,13 +145,17 @@ def _followed(picture: Image.Image, small: Image.Image, mask: Array, radius: int
 
 
 def _terms(colours: Values, mask: Values, box: Box) -> list[Array]:
-    """The slopes by channel, and the offset, of the mask as a linear function of the colours."""
+    """The slopes by channel, and the offset, of the mask as a linear function of the colours.
+
+    Where it explains little of the mask's variance, the mask itself takes its place.
+    """
     # In gray pictures the channels are all but the same: what is left of a difference of products
     # of them needs more digits than float32 has.
     channels = [np.ascontiguousarray(one, np.float64) for one in colours.transpose(2, 0, 1)]
     mask = mask.astype(np.float64)
     means, mean = [box(one) for one in channels], box(mask)
     with_mask = [box(one * mask) - m * mean for one, m in zip(channels, means, strict=True)]
+    changes = box(mask * mask) - mean * mean
 
     def spread(a: int, b: int) -> Values:
         shared: Values = box(channels[a] * channels[b]) - means[a] * means[b]
@@ -171,7 +178,11 @@ def _terms(colours: Values, mask: Values, box: Box) -> list[Array]:
         total = sum(minors[min(row, k), max(row, k)] * with_mask[k] for k in range(3))
         slopes.append(total / whole)
     offset = mean - sum(s * m for s, m in zip(slopes, means, strict=True))
-    return [np.ascontiguousarray(box(one), np.float32) for one in (*slopes, offset)]
+    told = np.add.reduce([s * c for s, c in zip(slopes, with_mask, strict=True)])
+    # where colours tell little of how the mask changes, the mask stays as it is
+    trust = np.clip(box(told) / np.maximum(box(changes), _TINY) / TOLD, 0, 1)
+    slopes, offset = [trust * box(one) for one in slopes], trust * box(offset) + (1 - trust) * mask
+    return [np.ascontiguousarray(one, np.float32) for one in (*slopes, offset)]
 
 
 def _together(
