@@ -301,9 +301,7 @@ def ceilings(device: str, small: bool) -> dict[str, float]:
 
 def work_of(network: torch.nn.Module, x: torch.Tensor) -> tuple[float, float]:
     """Floating-point operations of a batch, and bytes in float32."""
-    with FlopCounterMode(display=False) as flops, torch.inference_mode():
-        network(x)
-    with Traffic() as traffic, torch.inference_mode():
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic, torch.inference_mode():
         network(x)
     return float(flops.get_total_flops()), float(traffic.bytes)
 
@@ -356,8 +354,8 @@ def group(
         for _ in range(args.rounds):
             for lane in order.sample(able, len(able)):
                 lane.wall.append(walls(lane, host, device, seconds))
-                own = functools.partial(lane.call, x) if lane.call else None
-                assert own
+                assert lane.call
+                own = functools.partial(lane.call, x)
                 lane.own.append(Clock(device).samples(own, seconds))
         for lane in able:
             lane.mask = judged(lane, inputs, reference, device)

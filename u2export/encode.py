@@ -89,21 +89,22 @@ def encode(
     Raises:
         OSError: the file cannot be written.
     """
-    if wanted.format is Format.PNG and wanted.png_level == FAST:
-        png.write(image, file, profile=notes.get("icc_profile"), exif=notes.get("exif"))
-    elif wanted.format is Format.PNG:
-        image.save(file, "PNG", compress_level=wanted.png_level, **notes)
-    elif wanted.format is Format.WEBP and image.mode == "RGBA" and wanted.actual_quality < LOSSLESS:
-        profile, exif = notes.get("icc_profile"), notes.get("exif")
-        webp.write(image, file, quality=wanted.actual_quality, profile=profile, exif=exif)
-    elif wanted.format is Format.WEBP:
-        lossless = wanted.actual_quality == LOSSLESS
-        image.save(
-            file, "WEBP", quality=wanted.actual_quality, lossless=lossless, method=0, **notes
-        )
-    else:
+    own = {"profile": notes.get("icc_profile"), "exif": notes.get("exif")}
+    if wanted.format is Format.PNG:
+        if wanted.png_level == FAST:
+            png.write(image, file, **own)
+        else:
+            image.save(file, "PNG", compress_level=wanted.png_level, **notes)
+        return
+    quality = wanted.actual_quality
+    if wanted.format is Format.JPG:
         kept = {k: v for k, v in notes.items() if k != "exif" or len(v) <= _JPEG_EXIF}
-        image.save(file, "JPEG", quality=wanted.actual_quality, **kept)
+        image.save(file, "JPEG", quality=quality, **kept)
+    elif image.mode == "RGBA" and quality < LOSSLESS:
+        webp.write(image, file, quality=quality, **own)
+    else:
+        lossless = quality == LOSSLESS
+        image.save(file, "WEBP", quality=quality, lossless=lossless, method=0, **notes)
 
 
 def notes_of(picture: Image.Image) -> dict[str, bytes]:

@@ -56,8 +56,10 @@ def write(
     chunks = [_chunk(b"VP8X", struct.pack("<I", flags) + sides)]
     if profile:
         chunks.append(_chunk(b"ICCP", profile))
-    chunks.append(_chunk(b"ALPH", _transparency(image)))
-    colours = _encoded(_filled(image), quality=quality, method=0)
+    alpha = image.getchannel("A")
+    packed = _packed(_filtered(np.asarray(alpha)))
+    chunks.append(_chunk(b"ALPH", bytes([_FILTERED]) + packed))
+    colours = _encoded(_filled(image, alpha), quality=quality, method=0)
     chunks.append(_chunk(b"VP8 ", _part(colours, b"VP8 ")))
     if exif:
         chunks.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))
@@ -67,14 +69,14 @@ def write(
         file.write(one)
 
 
-def _filled(image: Image.Image) -> Image.Image:
+def _filled(image: Image.Image, alpha: Image.Image) -> Image.Image:
     """The colours, of which hidden ones beside visible ones are the mean of those in their block.
 
     A block's colours are told together, so that a black one that is hidden would darken its
     neighbours, and cost bytes.
     """
     found = image.convert("RGB")
-    seen = np.asarray(image.getchannel("A").point(_SEEN).reduce(_BLOCK))  # 255 where all of it is
+    seen = np.asarray(alpha.point(_SEEN).reduce(_BLOCK))  # 255 where all of it is
     for row, column in np.argwhere((seen > 0) & (seen < 255)).tolist():
         left, top = _BLOCK * column, _BLOCK * row
         box = (left, top, min(left + _BLOCK, image.width), min(top + _BLOCK, image.height))
@@ -83,10 +85,6 @@ def _filled(image: Image.Image) -> Image.Image:
         pixels[~visible, :3] = pixels[visible, :3].mean(0)
         found.paste(Image.fromarray(np.ascontiguousarray(pixels[..., :3])), box)
     return found
-
-
-def _transparency(image: Image.Image) -> bytes:
-    return bytes([_FILTERED]) + _packed(_filtered(np.asarray(image.getchannel("A"))))
 
 
 def _packed(values: NDArray[np.uint8]) -> bytes:
