@@ -89,6 +89,19 @@ def test_a_wrong_mask_is_told(monkeypatch: pytest.MonkeyPatch):
     assert not gpu.judged(lane, ramp, [ramp[0, 0]], "cpu").passed
 
 
+def test_pictures_that_fill_no_batch_are_filled_up_and_all_are_compared():
+    sizes = []
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x[:, :1]
+
+    inputs = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
+    lane = gpu.Lane(gpu.BASELINE, 2, call=call)
+    found = gpu.judged(lane, inputs, list(inputs[:, 0]), "cpu")
+    assert (sizes, found.pictures, found.passed) == ([2, 2], 3, True)
+
+
 def test_work_is_counted_as_by_hand():
     layer = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
     flops, moved = gpu.work_of(layer, torch.zeros(1, 3, 8, 8))

@@ -82,6 +82,9 @@ def test_what_is_no_picture_is_refused():
     for wrong in (torch.zeros(3, 8, 8), torch.zeros(8, 8, 4, dtype=torch.uint8)):
         with pytest.raises(InputError, match=r"\(H,W,3\) uint8"):
             way.prepare([wrong])
+    for wrong in (torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor(0)):
+        with pytest.raises(InputError, match=r"one tensor of pictures must be \(N,H,W,3\)"):
+            way.prepare(wrong)
     with pytest.raises(InputError, match="no picture"):
         way.prepare([])
     with pytest.raises(InputError, match="2 maps and 1 sizes"):
