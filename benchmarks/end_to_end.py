@@ -76,6 +76,8 @@ def taken(words: Sequence[object], home: Path) -> Turn:
     memory = home / "memory.txt"
     # a process of its own asks: what this one holds would count as the child's
     words = ["/usr/bin/time", "-f", "%M", "-o", memory, *words]
+    environment = {**os.environ, "U2NET_HOME": str(home)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled, ours too
     begun = time.perf_counter()
     with (home / "said.log").open("w") as log:
         done = subprocess.run(
@@ -83,7 +85,7 @@ def taken(words: Sequence[object], home: Path) -> Turn:
             stdout=log,
             stderr=log,
             cwd=home,
-            env={**os.environ, "U2NET_HOME": str(home)},
+            env=environment,
             check=False,
         )
     passed = time.perf_counter() - begun

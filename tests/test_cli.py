@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from u2export import checkpoint, run
+from u2export import checkpoint, cli, run
 from u2export.drawn import draw
 from u2export.spec import Architecture
 
@@ -408,3 +408,29 @@ def test_torch_is_not_needed_to_be_quiet(command, tmp_path):
     assert done.stderr.splitlines() == [
         "u2export: w.pth: the weights were taken from its entry 'state_dict'"
     ]
+
+
+UNNEEDED = {"openvino_telemetry", "torch", "onnx", "scipy", "psutil", "rich", "u2export.quant"}
+
+
+@pytest.mark.parametrize("ending", ["onnx", "xml"])
+def test_a_run_imports_only_what_it_needs(ending: str, small, picture_file, tmp_path):
+    path = next(small.glob(f"*.{ending}"))
+    code = (
+        "import sys; from u2export.cli import main\n"
+        "try: main()\n"
+        f"finally: print(sorted(set(sys.modules) & {UNNEEDED!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(path), str(picture_file)],
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1:] == ["[]"], done.stderr
+
+
+def test_of_the_commands_only_the_called_one_is_built():
+    for name in ("run", "onnx"):
+        assert [cli._name_of(one) for one in cli._app_for([name]).registered_commands] == [name]
+    for words in (["weights"], ["ru"], ["--help"], []):
+        assert cli._app_for(words) is cli.app
+    assert len(cli.app.registered_commands) > 10

@@ -292,10 +292,10 @@ def part_of(path: Path) -> Path:
 
 def sweep(folders: Collection[Path]) -> None:
     """Remove what killed processes of this machine left half written in folders of results."""
-    import psutil  # takes a while
-
     for folder in folders:
         for part in folder.glob(f".*.{_HOST}-*{_PART}"):
+            import psutil  # takes a while, and is hardly ever needed
+
             owner = part.name.removesuffix(_PART).rpartition("-")[2]
             if owner.isdecimal() and not psutil.pid_exists(int(owner)):
                 part.unlink(missing_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "u2export.backends"
 
 
+@cache  # to look through all that is installed takes a while
 def entries() -> dict[str, EntryPoint]:
     """The entry points of the installed backends, by name."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
@@ -31,7 +30,6 @@ from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import cuda, usable_cpus
 from u2export.progress import say, tracked
-from u2export.quant.calibration import Calibration
 from u2export.spec import (
     CALIBRATED,
     DEFAULT_OPSET,
@@ -40,6 +38,9 @@ from u2export.spec import (
     Precision,
     RunSpec,
 )
+
+if TYPE_CHECKING:  # only exporting needs it
+    from u2export.quant.calibration import Calibration
 
 PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 DEVICES = {provider: str(device) for device, provider in PROVIDERS.items()}
@@ -71,6 +72,8 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
         ExportError: the exporter or a pass over the graph failed.
     """
     # Only exporting needs torch and onnx: a machine that runs artifacts has neither.
+    from importlib.metadata import version
+
     import onnx
 
     from u2export import checkpoint, u2net
@@ -96,7 +99,7 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     if spec.precision is Precision.FP16:
         fp16.to_half(model)
     tools = ("torch", "onnx", "onnxsim", "onnxscript", "u2export")
-    versions = {name: importlib.metadata.version(name) for name in tools}
+    versions = {name: version(name) for name in tools}
     facts = facts_for(parent, spec, versions, build)
     _embed(model, facts)
     onnx.checker.check_model(model, full_check=True)
