@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore, Lock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from u2export import webp
+from u2export import encode, webp
 from u2export.drawn import draw
 from u2export.pipeline import cut_out
+from u2export.spec import Format
 
 
 def _leaving(wanted: np.ndarray) -> np.ndarray:
@@ -127,3 +131,26 @@ def test_profile_and_exif_are_in_the_file(mark: bytes):
     with Image.open(io.BytesIO(content)) as found:
         assert found.info["icc_profile"] == profile
         assert found.getexif()[0x013B] == "somebody"
+
+
+def test_no_more_threads_compress_at_once_than_have_their_turn(monkeypatch):
+    inside, most, counting = 0, 0, Lock()
+
+    def slowly(image: Image.Image, **options: object) -> bytes:
+        nonlocal inside, most
+        with counting:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        with counting:
+            inside -= 1
+        return real(image, **options)
+
+    real = webp._encoded
+    monkeypatch.setattr(webp, "_encoded", slowly)
+    monkeypatch.setattr(encode, "_TURNS", BoundedSemaphore(2))
+    image = Image.new("RGBA", (8, 8))
+    wanted = encode.Encoding(Format.WEBP)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: encode.encode(image, io.BytesIO(), wanted, {}), range(12)))
+    assert most == 2

@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -352,7 +353,7 @@ def squash(picture: Image.Image, spec: PictureSpec) -> Array:
         if picture.height < _TALL * spec.size:
             return resize_plain(np.asarray(picture), spec.size, spec.size)
         shape = (picture.height, picture.width)
-        return _resized(lambda rows: _rows(picture, rows), shape, (spec.size, spec.size))
+        return _resized(partial(_pairs_of_rows, picture), shape, (spec.size, spec.size))
     resized = picture.resize((spec.size, spec.size), _FILTERS[spec.resize])
     return np.asarray(resized, np.float32).copy()
 
@@ -372,33 +373,38 @@ def resize_plain(pixels: NDArray[np.uint8], height: int, width: int) -> Array:
         The published masks were made with scikit-image's resize as it was before it smoothed
         first; OpenCV's INTER_LINEAR computes the same.
     """
-    return _resized(lambda rows: pixels[rows], pixels.shape[:2], (height, width))
+
+    def pairs(tops: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.uint8]:
+        rows = np.stack([tops, np.minimum(tops + 1, len(pixels) - 1)], axis=1)
+        return pixels.take(rows, axis=0).take(columns, axis=2)
+
+    return _resized(pairs, pixels.shape[:2], (height, width))
 
 
 def _resized(
-    rows_of: Callable[[NDArray[np.intp]], NDArray[np.uint8]],
+    pairs: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.uint8]],
     old: tuple[int, ...],
     new: tuple[int, int],
 ) -> Array:
-    """Resize what gives its rows by their indices, from (height, width) to another."""
-    top, bottom, down = neighbours(old[0], new[0])
+    """Resize what gives columns of pairs of rows, (N,2,columns,C), from (height, width)."""
+    top, _, down = neighbours(old[0], new[0])
     left, right, across = neighbours(old[1], new[1])
-    across, down = across[None, :, None], down[:, None, None]
-
-    def blended(indices: NDArray[np.intp]) -> Array:
-        rows = rows_of(indices)
-        a = rows[:, left].astype(np.float32)
-        b = rows[:, right].astype(np.float32)
-        return a + (b - a) * across
-
-    above = blended(top)
-    return above + (blended(bottom) - above) * down
+    corners = pairs(top, np.concatenate([left, right]))
+    lefts = corners[:, :, : new[1]].astype(np.float32)
+    lefts += (corners[:, :, new[1] :] - lefts) * across[:, None]
+    above, below = lefts[:, 0], lefts[:, 1]
+    return above + (below - above) * down[:, None, None]
 
 
-def _rows(picture: Image.Image, indices: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """A few rows of a picture, without the room that all of them would take."""
-    boxes = ((0, row, picture.width, row + 1) for row in indices.tolist())
-    return np.concatenate([np.asarray(picture.crop(box)) for box in boxes])
+def _pairs_of_rows(
+    picture: Image.Image, tops: NDArray[np.intp], columns: NDArray[np.intp]
+) -> NDArray[np.uint8]:
+    """What is in columns of rows and of those below, without the room that all rows would take."""
+    found = np.empty((len(tops), 2, len(columns), 3), np.uint8)
+    for place, top in enumerate(tops.tolist()):
+        rows = np.asarray(picture.crop((0, top, picture.width, min(top + 2, picture.height))))
+        found[place] = rows.take(columns, axis=1)  # the last row is its own neighbour
+    return found
 
 
 def neighbours(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:

@@ -383,6 +383,7 @@ class _Shop:
         with done.stage("finish"), _noting(done):
             stretched = pipeline.stretch(saliency, self._segment.spec)
             result = finish.finished(stretched, done.size, wanted.finish, one.picture)
+            one.picture = None  # its memory has use elsewhere
             encode.check(result, wanted.encoding)
         if not done.error:
             with done.stage("encode"):
