@@ -56,7 +56,7 @@ def _written(alpha: np.ndarray, colours: Image.Image, quality: int = 90, **notes
     image = colours.convert("RGB")
     image.putalpha(Image.fromarray(alpha))
     out = io.BytesIO()
-    webp.write(image, out, quality=quality, **notes)
+    webp.Parts(image).write(out, quality=quality, **notes)
     return out.getvalue()
 
 
@@ -86,7 +86,7 @@ def test_visible_colours_are_as_true_as_libwebps(hard: bool):
         mask = mask.point([0] * 128 + [255] * 128)
     cut = cut_out(drawn.picture, mask)
     ours, theirs = io.BytesIO(), io.BytesIO()
-    webp.write(cut, ours, quality=80)
+    webp.Parts(cut).write(ours, quality=80)
     cut.save(theirs, "WEBP", quality=80, method=0)
     seen = np.asarray(mask) > 0
     apart = []

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
@@ -28,6 +28,8 @@ _SIDES = {
     Format.WEBP: 16383,
     Format.JPG: 65500,
 }  # pixels: the most they, and libjpeg, have room for
+
+Ready: TypeAlias = "Image.Image | webp.Parts"
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,19 @@ def check(image: Image.Image, wanted: Encoding) -> None:
         )
 
 
-def encode(
-    image: Image.Image, file: BinaryIO, wanted: Encoding, notes: Mapping[str, bytes]
-) -> None:
+def ready(image: Ready, wanted: Encoding) -> Ready:
+    """What `encode` needs of a picture: less than the picture itself, where it can be."""
+    apart = wanted.format is Format.WEBP and wanted.actual_quality < LOSSLESS
+    if apart and isinstance(image, Image.Image) and image.mode == "RGBA":
+        return webp.Parts(image)
+    return image
+
+
+def encode(image: Ready, file: BinaryIO, wanted: Encoding, notes: Mapping[str, bytes]) -> None:
     """Write a picture into an open file.
 
     Args:
-        image: mode L, RGB or RGBA; no RGBA for JPEG.
+        image: mode L, RGB or RGBA, no RGBA for JPEG; or what `ready` gave for it.
         file: open for writing.
         wanted: how.
         notes: from `notes_of`.
@@ -94,20 +102,20 @@ def encode(
         OSError: the file cannot be written.
     """
     own = {"profile": notes.get("icc_profile"), "exif": notes.get("exif")}
-    if wanted.format is Format.PNG:
+    image = ready(image, wanted)
+    if isinstance(image, webp.Parts):
+        with _TURNS:
+            image.write(file, quality=wanted.actual_quality, **own)
+    elif wanted.format is Format.PNG:
         if wanted.png_level == FAST:
             png.write(image, file, **own)
         else:
             image.save(file, "PNG", compress_level=wanted.png_level, **notes)
-        return
-    quality = wanted.actual_quality
-    if wanted.format is Format.JPG:
+    elif wanted.format is Format.JPG:
         kept = {k: v for k, v in notes.items() if k != "exif" or len(v) <= _JPEG_EXIF}
-        image.save(file, "JPEG", quality=quality, **kept)
-    elif image.mode == "RGBA" and quality < LOSSLESS:
-        webp.write(image, file, quality=quality, turn=_TURNS, **own)
+        image.save(file, "JPEG", quality=wanted.actual_quality, **kept)
     else:
-        lossless = quality == LOSSLESS
+        quality, lossless = wanted.actual_quality, wanted.actual_quality == LOSSLESS
         image.save(file, "WEBP", quality=quality, lossless=lossless, method=0, **notes)
 
 
@@ -116,7 +124,7 @@ def notes_of(picture: Image.Image) -> dict[str, bytes]:
     return {name: picture.info[name] for name in ("icc_profile", "exif") if picture.info.get(name)}
 
 
-def save(image: Image.Image, path: Path, wanted: Encoding, notes: Mapping[str, bytes]) -> None:
+def save(image: Ready, path: Path, wanted: Encoding, notes: Mapping[str, bytes]) -> None:
     """Write a picture's file, whole or not at all; its folder is made if absent.
 
     Args:

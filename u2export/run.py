@@ -387,7 +387,9 @@ class _Shop:
             encode.check(result, wanted.encoding)
         if not done.error:
             with done.stage("encode"):
-                encode.save(result, Path(done.result), wanted.encoding, one.notes)
+                ready = encode.ready(result, wanted.encoding)
+                del result
+                encode.save(ready, Path(done.result), wanted.encoding, one.notes)
 
 
 @contextmanager

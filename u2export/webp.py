@@ -12,7 +12,6 @@ from __future__ import annotations
 import heapq
 import io
 import struct
-from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
 
 import numpy as np
@@ -31,47 +30,57 @@ _PIECE = 1 << 20  # values at a time
 _BAND = 64  # rows at a time, few enough for a processor's cache
 
 
-def write(
-    image: Image.Image,
-    file: BinaryIO,
-    *,
-    quality: int,
-    profile: bytes | None = None,
-    exif: bytes | None = None,
-    turn: AbstractContextManager[object] = nullcontext(),  # noqa: B008 (it holds nothing)
-) -> None:
-    """Write a cut-out: colours as exactly as the quality says, transparency exactly.
+class Parts:
+    """What a cut-out's file is made of; the cut-out itself is needed no longer.
 
-    Args:
-        image: mode RGBA, at most 16383 pixels a side.
-        file: open for writing.
-        quality: 1 to 100, of the colours.
-        profile: an ICC profile.
-        exif: with or without its leading `Exif` mark.
-        turn: held while libwebp works, which takes six bytes a pixel beside the image.
-
-    Raises:
-        OSError: the file cannot be written.
+    Attributes:
+        size: (width, height) in pixels.
     """
-    width, height = image.size
-    flags = _ALPHA | (_PROFILE if profile else 0) | (_EXIF if exif else 0)
-    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = [_chunk(b"VP8X", struct.pack("<I", flags) + sides)]
-    if profile:
-        chunks.append(_chunk(b"ICCP", profile))
-    alpha = image.getchannel("A")
-    packed = _packed(_filtered(np.asarray(alpha)))
-    chunks.append(_chunk(b"ALPH", bytes([_FILTERED]) + packed))
-    filled = _filled(image, alpha)
-    with turn:
-        colours = _encoded(filled, quality=quality, method=0)
-    chunks.append(_chunk(b"VP8 ", _part(colours, b"VP8 ")))
-    if exif:
-        chunks.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))
-    size = sum(map(len, chunks)) + len(b"WEBP")
-    file.write(b"RIFF" + struct.pack("<I", size) + b"WEBP")
-    for one in chunks:
-        file.write(one)
+
+    def __init__(self, image: Image.Image) -> None:
+        """Take a cut-out apart.
+
+        Args:
+            image: mode RGBA, at most 16383 pixels a side.
+        """
+        self.size = image.size
+        alpha = image.getchannel("A")
+        self._alpha = bytes([_FILTERED]) + _packed(_filtered(np.asarray(alpha)))
+        self._colours = _filled(image, alpha)
+
+    def write(
+        self,
+        file: BinaryIO,
+        *,
+        quality: int,
+        profile: bytes | None = None,
+        exif: bytes | None = None,
+    ) -> None:
+        """Write the file: colours as exactly as the quality says, transparency exactly.
+
+        Args:
+            file: open for writing.
+            quality: 1 to 100, of the colours.
+            profile: an ICC profile.
+            exif: with or without its leading `Exif` mark.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        flags = _ALPHA | (_PROFILE if profile else 0) | (_EXIF if exif else 0)
+        sides = b"".join((side - 1).to_bytes(3, "little") for side in self.size)
+        chunks = [_chunk(b"VP8X", struct.pack("<I", flags) + sides)]
+        if profile:
+            chunks.append(_chunk(b"ICCP", profile))
+        chunks.append(_chunk(b"ALPH", self._alpha))
+        colours = _encoded(self._colours, quality=quality, method=0)
+        chunks.append(_chunk(b"VP8 ", _part(colours, b"VP8 ")))
+        if exif:
+            chunks.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))
+        size = sum(map(len, chunks)) + len(b"WEBP")
+        file.write(b"RIFF" + struct.pack("<I", size) + b"WEBP")
+        for one in chunks:
+            file.write(one)
 
 
 def _filled(image: Image.Image, alpha: Image.Image) -> Image.Image:
