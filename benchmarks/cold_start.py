@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from environments import as_installed
 from report import leave
 
 from u2export.drawn import draw
@@ -35,7 +36,7 @@ session.run(None, {"input": np.zeros((1, 3, 320, 320), np.float32)})
 def timed(command: list[str], folder: str) -> tuple[float, float]:
     """Run a command; give its seconds and its peak resident memory in MB."""
     begun = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, env=as_installed())
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, command

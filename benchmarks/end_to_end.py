@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from environments import REMBG, install
+from environments import REMBG, as_installed, install
 from PIL import Image
 from rembg_compat import difference
 from report import leave
@@ -76,8 +75,6 @@ def taken(words: Sequence[object], home: Path) -> Turn:
     memory = home / "memory.txt"
     # a process of its own asks: what this one holds would count as the child's
     words = ["/usr/bin/time", "-f", "%M", "-o", memory, *words]
-    environment = {**os.environ, "U2NET_HOME": str(home)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled, ours too
     begun = time.perf_counter()
     with (home / "said.log").open("w") as log:
         done = subprocess.run(
@@ -85,7 +82,7 @@ def taken(words: Sequence[object], home: Path) -> Turn:
             stdout=log,
             stderr=log,
             cwd=home,
-            env=environment,
+            env=as_installed(U2NET_HOME=str(home)),
             check=False,
         )
     passed = time.perf_counter() - begun

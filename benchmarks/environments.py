@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import venv
 from pathlib import Path
 
 REMBG = "rembg[cpu,cli]==2.0.86"
+
+
+def as_installed(**more: str) -> dict[str, str]:
+    """What to start a program with: Python keeps what it compiled, as on a user's machine."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **more}
 
 
 def install(folder: Path, *words: str) -> Path:

@@ -17,6 +17,7 @@ LAYERS = [
         "errors",
         "machine",
         "plugins",
+        "deferred",
         "progress",
         "onnxfile",
         "steady",

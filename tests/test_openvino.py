@@ -459,3 +459,28 @@ def test_tensorrt_has_no_bfloat16(command):
     done = command("tensorrt", "--model", "u2netp-demo", "--bf16")
     assert done.returncode == 2
     assert "the tensorrt backend exports fp32, fp16, int8, not bf16" in done.stderr
+
+
+def test_openvinos_converter_is_there_once_it_is_asked_for():
+    code = (
+        "import sys, u2export.backends.openvino, openvino\n"
+        "print('openvino.tools.ovc' in sys.modules)\n"
+        "from openvino import convert_model\n"
+        "import openvino.tools.ovc\n"
+        "print(convert_model is openvino.tools.ovc.convert_model is openvino.convert_model)\n"
+        "try: openvino.nothing\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = ["False", "True", "module 'openvino' has no attribute 'nothing'"]
+    assert done.stdout.splitlines() == told
+
+
+def test_a_cpu_plugin_that_does_not_load_is_told(monkeypatch):
+    class Broken:
+        def get_property(self, *_: str) -> str:
+            raise RuntimeError("Exception from src/plugin.cpp:1:\nCannot load library plugin.so")
+
+    monkeypatch.setattr(openvino.ov, "Core", Broken)
+    reason = openvino.missing_device(Device.CPU)
+    assert reason.endswith("cannot start its CPU plugin: Cannot load library plugin.so")

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from u2export import pipeline, registry, run
+from u2export import pipeline, registry, run, webp
 from u2export.backend import Runner
 from u2export.drawn import draw
 from u2export.encode import Encoding
@@ -464,3 +465,58 @@ def test_results_that_cannot_be_encoded_are_errors_of_their_own(opened, tmp_path
     assert "more than webp's 16383 a side" in done[0].error
     assert not done[1].error
     assert [path.name for path in tmp_path.glob("*.webp")] == ["fine.webp"]
+
+
+def _webp(folder: Path, out: Path) -> list[tuple[Path, Path]]:
+    return [(picture, result.with_suffix(".webp")) for picture, result in _pairs(folder, out)]
+
+
+CUTOUTS = Order(Finish(cutout=True), Encoding(Format.WEBP))
+
+
+@pytest.mark.parametrize(("threads", "half"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_half_of_the_threads_compress_webp_at_once(
+    threads: int, half: int, opened, folder, tmp_path, monkeypatch
+):
+    now, most, counting = 0, 0, threading.Lock()
+
+    def slowly(image: Image.Image, **options: object) -> bytes:
+        nonlocal now, most
+        with counting:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.03)
+        with counting:
+            now -= 1
+        return real(image, **options)
+
+    real = webp._encoded
+    monkeypatch.setattr(webp, "_encoded", slowly)
+    with opened(Bright(), at_once=threads, threads=threads) as segment:
+        done = list(run.process(segment, _webp(folder, tmp_path / "out"), CUTOUTS))
+    assert [one.error for one in done] == 12 * [""]
+    assert most == half
+
+
+def test_neither_picture_nor_cutout_is_kept_while_webp_is_compressed(
+    opened, folder, tmp_path, monkeypatch
+):
+    made: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
+
+    def finished(*given):
+        result = real(*given)
+        made.extend([weakref.ref(given[-1]), weakref.ref(result)])
+        return result
+
+    def encoded(image: Image.Image, **options: object) -> bytes:
+        alive.append(sum(one() is not None for one in made))
+        return encode(image, **options)
+
+    real, encode = run.finish.finished, webp._encoded
+    monkeypatch.setattr(run.finish, "finished", finished)
+    monkeypatch.setattr(webp, "_encoded", encoded)
+    with opened(Bright(), at_once=1, threads=1) as segment:
+        list(run.process(segment, _webp(folder, tmp_path / "out"), CUTOUTS))
+    assert len(made) == 24
+    assert alive == 12 * [0]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import time
-from concurrent.futures import ThreadPoolExecutor
-from threading import BoundedSemaphore, Lock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from u2export import encode, webp
+from u2export import webp
 from u2export.drawn import draw
 from u2export.pipeline import cut_out
-from u2export.spec import Format
 
 
 def _leaving(wanted: np.ndarray) -> np.ndarray:
@@ -133,24 +129,28 @@ def test_profile_and_exif_are_in_the_file(mark: bytes):
         assert found.getexif()[0x013B] == "somebody"
 
 
-def test_no_more_threads_compress_at_once_than_have_their_turn(monkeypatch):
-    inside, most, counting = 0, 0, Lock()
-
-    def slowly(image: Image.Image, **options: object) -> bytes:
-        nonlocal inside, most
-        with counting:
-            inside += 1
-            most = max(most, inside)
-        time.sleep(0.02)
-        with counting:
-            inside -= 1
-        return real(image, **options)
-
-    real = webp._encoded
-    monkeypatch.setattr(webp, "_encoded", slowly)
-    monkeypatch.setattr(encode, "_TURNS", BoundedSemaphore(2))
-    image = Image.new("RGBA", (8, 8))
-    wanted = encode.Encoding(Format.WEBP)
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: encode.encode(image, io.BytesIO(), wanted, {}), range(12)))
-    assert most == 2
+@pytest.mark.parametrize("size", [(1, 1), (17, 65), (130, 63), (2, 3000), (3000, 3)])
+@pytest.mark.parametrize("kind", ["hard", "soft", "sparse", "empty"])
+def test_hidden_colours_are_the_mean_of_what_is_seen_in_their_block(
+    size: tuple[int, int], kind: str
+):
+    rng = np.random.default_rng(5)
+    shape = size[::-1]
+    alpha = {
+        "hard": 255 * (rng.random(shape) < 0.5),
+        "soft": rng.integers(0, 256, shape),
+        "sparse": 1 * (rng.random(shape) < 0.01),
+        "empty": np.zeros(shape),
+    }[kind].astype(np.uint8)
+    pixels = np.dstack([rng.integers(0, 256, (*shape, 3), np.uint8), alpha])
+    pixels[alpha == 0] = 0
+    expected = pixels[..., :3].copy()
+    for top in range(0, shape[0], 16):
+        for left in range(0, shape[1], 16):
+            block = np.s_[top : top + 16, left : left + 16]
+            seen = alpha[block] > 0
+            if seen.any():
+                expected[block][~seen] = expected[block][seen].mean(0)
+    image = Image.fromarray(pixels)
+    found = webp._filled(image, image.getchannel("A")).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(found), expected)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # imported when called: the help must be quick
     from u2export.artifact import Artifact
     from u2export.backend import Backend
 
-_GARBAGE = 20_000  # objects between two looks for garbage
+_RARELY, _USUALLY = 20_000, gc.get_threshold()  # objects between two looks for garbage
 SIGNALLED = 128  # plus the signal's number: the exit status shells report
 DEFAULT_MODEL = "u2netp"
 
@@ -449,6 +449,7 @@ def run(
         else:
             at_once = MAX_THREADS if watch else max(1, len(first))
             segment = running.load(artifact, threads=threads, at_once=at_once, **options)
+            gc.set_threshold(*_USUALLY)
             make = partial(running.process, opened.enter_context(segment), order=order)
         journal = log and opened.enter_context(closing(running.Journal(log, artifact)))
         failed: list[str] = []
@@ -964,10 +965,8 @@ def _name_of(command: typer.models.CommandInfo) -> str:
 
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes one line and its exit status."""
-    # Imports leave much behind and nothing to collect: a start is a tenth shorter without looking.
-    gc.set_threshold(_GARBAGE)
-    # A converter that nothing here uses, and that takes most of the time to import OpenVINO.
-    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+    if sys.argv[1:2] == ["run"]:  # imports leave much behind and nothing to collect
+        gc.set_threshold(_RARELY)
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
         signal.signal(signal.SIGINT, _leave)
@@ -979,5 +978,7 @@ def main() -> NoReturn:
         say(f"error: {error}")
         sys.exit(error.exit_status)
     finally:
-        gc.freeze()  # what is left goes with the process: it need not be looked through first
+        # What is left goes with the process, all of ours is closed, and to look through it for
+        # garbage first would take a twelfth of a short run.
+        gc.freeze()
     sys.exit(0)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import BinaryIO, TypeAlias
 
 from PIL import Image
 
 from u2export import png, webp
 from u2export.errors import InputError
-from u2export.machine import usable_cpus
 from u2export.places import STANDARD, part_of
 from u2export.spec import Format
 
 FAST = 1  # the PNG level that our own writer has; the others are Pillow's
 _USUAL = {Format.WEBP: 80, Format.JPG: 90}
 LOSSLESS = 100  # the quality of WebP that keeps every value
-# Of threads that compress WebP: on two cores one takes as long as two, in 0.87 of the memory.
-_TURNS = BoundedSemaphore(max(1, usable_cpus() // 2))
 _JPEG_EXIF = 65_533  # bytes that fit into a JPEG's segment; more is left out
 _SIDES = {
     Format.WEBP: 16383,
     Format.JPG: 65500,
 }  # pixels: the most they, and libjpeg, have room for
 
+Turn: TypeAlias = AbstractContextManager[object]
 Ready: TypeAlias = "Image.Image | webp.Parts"
 
 
@@ -89,14 +87,21 @@ def ready(image: Ready, wanted: Encoding) -> Ready:
     return image
 
 
-def encode(image: Ready, file: BinaryIO, wanted: Encoding, notes: Mapping[str, bytes]) -> None:
+def encode(
+    image: Ready,
+    file: BinaryIO,
+    wanted: Encoding,
+    notes: Mapping[str, bytes],
+    turn: Turn | None = None,
+) -> None:
     """Write a picture into an open file.
 
     Args:
-        image: mode L, RGB or RGBA, no RGBA for JPEG; or what `ready` gave for it.
+        image: mode L, RGB or RGBA, no RGBA for JPEG; or what `ready` gave for it and `wanted`.
         file: open for writing.
         wanted: how.
         notes: from `notes_of`.
+        turn: held while a cut-out becomes WebP, which takes much room.
 
     Raises:
         OSError: the file cannot be written.
@@ -104,8 +109,7 @@ def encode(image: Ready, file: BinaryIO, wanted: Encoding, notes: Mapping[str, b
     own = {"profile": notes.get("icc_profile"), "exif": notes.get("exif")}
     image = ready(image, wanted)
     if isinstance(image, webp.Parts):
-        with _TURNS:
-            image.write(file, quality=wanted.actual_quality, **own)
+        image.write(file, quality=wanted.actual_quality, turn=turn, **own)
     elif wanted.format is Format.PNG:
         if wanted.png_level == FAST:
             png.write(image, file, **own)
@@ -124,7 +128,13 @@ def notes_of(picture: Image.Image) -> dict[str, bytes]:
     return {name: picture.info[name] for name in ("icc_profile", "exif") if picture.info.get(name)}
 
 
-def save(image: Ready, path: Path, wanted: Encoding, notes: Mapping[str, bytes]) -> None:
+def save(
+    image: Ready,
+    path: Path,
+    wanted: Encoding,
+    notes: Mapping[str, bytes],
+    turn: Turn | None = None,
+) -> None:
     """Write a picture's file, whole or not at all; its folder is made if absent.
 
     Args:
@@ -132,6 +142,7 @@ def save(image: Ready, path: Path, wanted: Encoding, notes: Mapping[str, bytes])
         path: of the file; `-` is standard output.
         wanted: how.
         notes: as for `encode`.
+        turn: as for `encode`.
 
     Raises:
         InputError: the place cannot be written.
@@ -139,13 +150,13 @@ def save(image: Ready, path: Path, wanted: Encoding, notes: Mapping[str, bytes])
     part = part_of(path)
     try:
         if path == STANDARD:
-            encode(image, sys.stdout.buffer, wanted, notes)
+            encode(image, sys.stdout.buffer, wanted, notes, turn)
             sys.stdout.buffer.flush()
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                encode(image, file, wanted, notes)
+                encode(image, file, wanted, notes, turn)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)

@@ -386,7 +386,13 @@ def _resized(
     old: tuple[int, ...],
     new: tuple[int, int],
 ) -> Array:
-    """Resize what gives columns of pairs of rows, (N,2,columns,C), from (height, width)."""
+    """Resize what gives columns of rows and of those below, (rows,2,columns,C).
+
+    Args:
+        pairs: called with indices of rows and of columns.
+        old: (height, width) of what there is.
+        new: (height, width) of the result.
+    """
     top, _, down = neighbours(old[0], new[0])
     left, right, across = neighbours(old[1], new[1])
     corners = pairs(top, np.concatenate([left, right]))

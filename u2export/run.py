@@ -318,6 +318,8 @@ class _Shop:
     def __init__(self, segment: Segmenter, order: Order) -> None:
         self._segment, self._order = segment, order
         self._room = flow.Room(ROOM)
+        # Half of the threads at a time: others have a network to compute meanwhile.
+        self._turns = BoundedSemaphore(-(-segment.workers // 2))
 
     def make(self, pairs: Sequence[tuple[Path, Path]]) -> list[Done]:
         """Make the results of pictures that are computed in one call."""
@@ -389,7 +391,7 @@ class _Shop:
             with done.stage("encode"):
                 ready = encode.ready(result, wanted.encoding)
                 del result
-                encode.save(ready, Path(done.result), wanted.encoding, one.notes)
+                encode.save(ready, Path(done.result), wanted.encoding, one.notes, self._turns)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import io
 import struct
+from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
 
 import numpy as np
@@ -55,6 +56,7 @@ class Parts:
         quality: int,
         profile: bytes | None = None,
         exif: bytes | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:
         """Write the file: colours as exactly as the quality says, transparency exactly.
 
@@ -63,6 +65,7 @@ class Parts:
             quality: 1 to 100, of the colours.
             profile: an ICC profile.
             exif: with or without its leading `Exif` mark.
+            turn: held while libwebp works, which takes six bytes a pixel of its own.
 
         Raises:
             OSError: the file cannot be written.
@@ -73,7 +76,8 @@ class Parts:
         if profile:
             chunks.append(_chunk(b"ICCP", profile))
         chunks.append(_chunk(b"ALPH", self._alpha))
-        colours = _encoded(self._colours, quality=quality, method=0)
+        with turn or nullcontext():
+            colours = _encoded(self._colours, quality=quality, method=0)
         chunks.append(_chunk(b"VP8 ", _part(colours, b"VP8 ")))
         if exif:
             chunks.append(_chunk(b"EXIF", exif.removeprefix(b"Exif\0\0")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import math
 import tempfile
@@ -72,8 +73,6 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
         ExportError: the exporter or a pass over the graph failed.
     """
     # Only exporting needs torch and onnx: a machine that runs artifacts has neither.
-    from importlib.metadata import version
-
     import onnx
 
     from u2export import checkpoint, u2net
@@ -99,7 +98,7 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     if spec.precision is Precision.FP16:
         fp16.to_half(model)
     tools = ("torch", "onnx", "onnxsim", "onnxscript", "u2export")
-    versions = {name: version(name) for name in tools}
+    versions = {name: importlib.metadata.version(name) for name in tools}
     facts = facts_for(parent, spec, versions, build)
     _embed(model, facts)
     onnx.checker.check_model(model, full_check=True)

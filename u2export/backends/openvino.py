@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
-from openvino.passes import ConstantFolding, Manager
 
 from u2export import artifact as artifacts
+from u2export import deferred
 from u2export.artifact import DIGEST_KEY, FACTS_KEY, Artifact, Facts, embed_digest, no_digest
 from u2export.backend import Array, Backend, Runner, Tensors, facts_for
 from u2export.errors import ArtifactError, DependencyError, ExportError, InputError
@@ -25,6 +24,11 @@ from u2export.executed import UNKNOWN, Executed, Layer
 from u2export.machine import compiled_folder, cpu_features, usable_cpus
 from u2export.progress import say
 from u2export.spec import Device, ExportSpec, Precision, RunSpec
+
+if TYPE_CHECKING:
+    import openvino as ov
+else:  # its converter, which nothing here uses, takes most of its time to import
+    ov = deferred.load("openvino", "openvino.tools.ovc", "convert_model")
 
 VERSION = ov.__version__.split("-")[0]
 DEVICES = {Device.CPU: "CPU", Device.GPU: "GPU"}
@@ -77,6 +81,8 @@ def _fold_constants(model: ov.Model) -> None:
     """
     whole = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
     folded = model.clone() if whole else model
+    from openvino.passes import ConstantFolding, Manager
+
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(folded)
@@ -349,7 +355,11 @@ def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
 
 def missing_device(device: Device) -> str:
     """Say why OpenVINO cannot run on a device here."""
-    if device is Device.CPU:  # every OpenVINO has it; to list the others takes a while
+    if device is Device.CPU:  # asked alone: to look for the others takes a while
+        try:
+            ov.Core().get_property(DEVICES[device], "FULL_DEVICE_NAME")
+        except RuntimeError as error:
+            return f"OpenVINO {VERSION} cannot start its CPU plugin: {_reason(error)}"
         return ""
     found = ov.Core().available_devices
     if any(name.split(".")[0] == DEVICES[device] for name in found):
