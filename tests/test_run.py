@@ -304,9 +304,14 @@ def test_a_drawing_has_no_subject_to_cut_out(opened, folder: Path, tmp_path: Pat
 
 def test_a_watched_folder_is_served_until_it_is_interrupted(quick, folder, tmp_path):
     words = [sys.executable, "-m", "u2export", "run", str(quick), str(folder), "--watch"]
+
+    def interruptible() -> None:  # even where the tests run in a shell's background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with subprocess.Popen(
-        [*words, "--out", "o"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as process:
+        [*words, "--out", "o"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible,
+    ) as process:  # fmt: skip
         assert [process.stdout.readline() for _ in range(12)] == [
             f"o/{n:02}.png\n" for n in range(12)
         ]

@@ -965,7 +965,8 @@ def _name_of(command: typer.models.CommandInfo) -> str:
 
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes one line and its exit status."""
-    if sys.argv[1:2] == ["run"]:  # imports leave much behind and nothing to collect
+    short = sys.argv[1:2] == ["run"]
+    if short:  # imports leave much behind and nothing to collect
         gc.set_threshold(_RARELY)
     signal.signal(signal.SIGTERM, _leave)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
@@ -978,7 +979,9 @@ def main() -> NoReturn:
         say(f"error: {error}")
         sys.exit(error.exit_status)
     finally:
-        # What is left goes with the process, all of ours is closed, and to look through it for
-        # garbage first would take a twelfth of a short run.
-        gc.freeze()
+        if short:
+            # What is left goes with the process, all of ours is closed, and to look through it for
+            # garbage first would take a twelfth of the time. The package onnx, which exporting
+            # needs and this does not, would complain of leaks.
+            gc.freeze()
     sys.exit(0)
