@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
-from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import SMALL
 from onnx import TensorProto, helper
+from overlap import Overlap
 
 from u2export import inspection, machine, registry
 from u2export.backends import onnx as onnx_backend
@@ -168,23 +168,16 @@ def test_a_call_of_onnxruntime_has_two_threads_where_there_are(
         options = session.get_session_options()
         assert options.intra_op_num_threads == pool
         assert pool - 1 + at_once == threads
-        now, most = 0, 0
-        lock, x = Lock(), np.zeros((1, 3, SMALL, SMALL), np.float32)
+        noted, x = Overlap(), np.zeros((1, 3, SMALL, SMALL), np.float32)
 
         class Watched:
             def run(self, *given: object) -> object:
-                nonlocal now, most
-                with lock:
-                    now += 1
-                    most = max(most, now)
-                time.sleep(0.1)
-                with lock:
-                    now -= 1
+                noted.wait(0.1)
                 return session.run(*given)
 
         runner._session = Watched()
         assert len(list(runner.stream([x] * 5))) == 5
-        assert most == at_once
+        assert noted.most == at_once
 
 
 # --- a file as it is, instead of weights --------------------------------------------------------

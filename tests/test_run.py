@@ -11,13 +11,13 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+from overlap import Overlap
 from PIL import Image
 
 from u2export import pipeline, registry, run, webp
@@ -48,17 +48,10 @@ class Bright(Runner):
 
     def __init__(self, batch: int | None = None, seconds: float = 0.0) -> None:
         super().__init__(32, batch)
-        self.seconds, self.calls, self.now, self.most = seconds, 0, 0, 0
-        self._lock = threading.Lock()
+        self.seconds, self.noted = seconds, Overlap()
 
     def _infer(self, x: np.ndarray) -> np.ndarray:
-        with self._lock:
-            self.calls += 1
-            self.now += 1
-            self.most = max(self.most, self.now)
-        time.sleep(self.seconds)
-        with self._lock:
-            self.now -= 1
+        self.noted.wait(self.seconds)
         return np.clip(x.mean(axis=1, keepdims=True) / 5 + 0.5, 0, 1)
 
     def _executed(self) -> Executed:
@@ -100,7 +93,7 @@ def test_stages_overlap_and_calls_do_as_far_as_the_runtime_can(opened, folder: P
     runner = Bright(seconds=0.05)
     with opened(runner) as segment:
         done = list(run.process(segment, _pairs(folder, tmp_path / "out")))
-    assert runner.most == 2
+    assert runner.noted.most == 2
     assert all(set(one.ms) == set(run.STAGES) for one in done)
     assert all(one.ms["infer"] >= 50 for one in done)
 
@@ -112,7 +105,7 @@ def test_a_runtime_that_takes_one_call_gets_one(opened, folder: Path, tmp_path, 
     with opened(runner) as segment:
         assert segment.workers == 2
         assert len(list(run.process(segment, _pairs(folder, tmp_path / "out")))) == 12
-    assert runner.most == 1
+    assert runner.noted.most == 1
 
 
 def test_a_file_of_a_fixed_batch_gets_full_calls(opened, folder: Path, tmp_path: Path):
@@ -120,7 +113,7 @@ def test_a_file_of_a_fixed_batch_gets_full_calls(opened, folder: Path, tmp_path:
     runner = Bright(batch=4)
     with opened(runner) as segment:
         done = list(run.process(segment, _pairs(folder, tmp_path / "out")))
-    assert runner.calls == 3  # of 12 pictures
+    assert runner.noted.calls == 3  # of 12 pictures
     assert [bool(one.error) for one in done] == [n == 5 for n in range(12)]
     single = Bright()
     with opened(single) as segment:
@@ -147,16 +140,16 @@ def test_no_more_pixels_are_in_memory_than_there_is_room(opened, folder, tmp_pat
     runner = Bright(seconds=0.01)
     with opened(runner) as segment:
         assert len(list(run.process(segment, _pairs(folder, tmp_path / "out")))) == 12
-    assert runner.most == 1
+    assert runner.noted.most == 1
 
 
 def test_a_runtime_that_fails_fails_that_picture_only(opened, folder: Path, tmp_path: Path):
     class Failing(Bright):
         def _infer(self, x: np.ndarray) -> np.ndarray:
             y = super()._infer(x)
-            if self.calls == 3:
+            if self.noted.calls == 3:
                 raise ExportError("the runtime failed: out of memory")
-            return y * np.nan if self.calls == 5 else y
+            return y * np.nan if self.noted.calls == 5 else y
 
     with opened(Failing(), threads=1) as segment:
         done = list(run.process(segment, _pairs(folder, tmp_path / "out")))
@@ -483,24 +476,17 @@ CUTOUTS = Order(Finish(cutout=True), Encoding(Format.WEBP))
 def test_half_of_the_threads_compress_webp_at_once(
     threads: int, half: int, opened, folder, tmp_path, monkeypatch
 ):
-    now, most, counting = 0, 0, threading.Lock()
+    noted, real = Overlap(), webp._encoded
 
     def slowly(image: Image.Image, **options: object) -> bytes:
-        nonlocal now, most
-        with counting:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.03)
-        with counting:
-            now -= 1
+        noted.wait(0.03)
         return real(image, **options)
 
-    real = webp._encoded
     monkeypatch.setattr(webp, "_encoded", slowly)
     with opened(Bright(), at_once=threads, threads=threads) as segment:
         done = list(run.process(segment, _webp(folder, tmp_path / "out"), CUTOUTS))
     assert [one.error for one in done] == 12 * [""]
-    assert most == half
+    assert noted.most == half
 
 
 def test_neither_picture_nor_cutout_is_kept_while_webp_is_compressed(

@@ -449,8 +449,8 @@ def run(
         else:
             at_once = MAX_THREADS if watch else max(1, len(first))
             segment = running.load(artifact, threads=threads, at_once=at_once, **options)
-            gc.set_threshold(*_USUALLY)
             make = partial(running.process, opened.enter_context(segment), order=order)
+        gc.set_threshold(*_USUALLY)
         journal = log and opened.enter_context(closing(running.Journal(log, artifact)))
         failed: list[str] = []
         for targets in itertools.chain([first], rounds):

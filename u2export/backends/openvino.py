@@ -79,10 +79,10 @@ def _fold_constants(model: ov.Model) -> None:
     OpenVINO's pass would leave nothing of the 8 bits but float32 weights. So it runs on a copy, and
     what it found for the other operations is taken over.
     """
-    whole = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
-    folded = model.clone() if whole else model
     from openvino.passes import ConstantFolding, Manager
 
+    whole = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    folded = model.clone() if whole else model
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(folded)
