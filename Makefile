@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 # test processes; each holds PyTorch, 1 GB or more
 JOBS ?= 2
 DEMO := exported/u2netp-demo-fp16
+# a warning is an error; the variable silences mkdocs-material's notice of its successor
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-.PHONY: demo test check gpu clean
+.PHONY: demo test check docs docs-reference gpu clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/u2export onnx --model u2netp-demo --fp16
@@ -18,7 +20,7 @@ demo: $(VENV)/.demo-installed
 	$(BIN)/u2export inspect $(DEMO).onnx
 	$(BIN)/u2export inspect $(DEMO).xml
 	$(BIN)/u2export backends
-	@$(BIN)/python -c "import u2export.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO).xml')).checks; print('OpenVINO against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
+	@$(BIN)/python -c "import u2export.core.registry as r, pathlib; c = r.open_artifact(pathlib.Path('$(DEMO).xml')).checks; print('OpenVINO against PyTorch, executed here:', c['executed']); print('against PyTorch, with half-precision arithmetic emulated:', c['emulated_fp16'])"
 	$(BIN)/u2export parity torch $(DEMO).onnx $(DEMO).xml --html exported/demo-parity.html
 	$(BIN)/u2export bench $(DEMO).onnx $(DEMO).xml --duration 10 --json exported/demo-bench.json --html exported/demo-bench.html
 	$(BIN)/u2export recommend exported/demo-bench.json --min-iou 0.99
@@ -32,6 +34,16 @@ check: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(DOCS)
+
+# the pages of docs/ into site/, to be opened from the disk
+docs: $(VENV)/.test-installed
+	$(DOCS)
+	@echo "open site/index.html"
+
+# the reference pages that come from the command line and the schemas
+docs-reference: $(VENV)/.test-installed
+	$(BIN)/python docs/generate_reference.py
 
 # On a machine with an NVIDIA GPU and a CUDA build of PyTorch, which is used as it is.
 gpu: $(VENV)-gpu/.installed
@@ -60,4 +72,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-gpu build dist site .mypy_cache .ruff_cache .pytest_cache

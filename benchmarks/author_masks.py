@@ -21,11 +21,14 @@ import torch
 from PIL import Image
 from report import leave
 
-from u2export import checkpoint, registry, weights
-from u2export.metrics import Difference, compare
-from u2export.parity.emulate import half_precision
-from u2export.pipeline import open_picture, preprocess
-from u2export.spec import MODELS, PictureSpec
+from u2export.compare.emulate import EmulatedNetwork
+from u2export.compare.metrics import Difference, compare_maps
+from u2export.core import registry
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS, PictureSpec
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.network import checkpoint, weights
 
 MODEL = MODELS["u2netp"]
 
@@ -77,8 +80,8 @@ def main() -> None:
         masks32, masks16 = (
             against_published(out / name, published) for name in ("masks32", "masks16")
         )
-        inputs = [preprocess(open_picture(path), PictureSpec()) for path in pictures]
-        network = checkpoint.network(weights.find(MODEL, str(given)), print)
+        inputs = [preprocess(open_image(path), PictureSpec()) for path in pictures]
+        network = checkpoint.load_network(weights.find(MODEL, str(given)), print)
         with torch.inference_mode():
             references = [network(torch.tensor(x)).numpy()[0, 0] for x in inputs]
         executed = {}
@@ -86,9 +89,10 @@ def main() -> None:
             with registry.open_runner(registry.open_artifact(Path(path))) as runner:
                 found = [runner(x)[0, 0] for x in inputs]
             executed[name] = summary(
-                [compare(a, b) for a, b in zip(references, found, strict=True)]
+                [compare_maps(a, b) for a, b in zip(references, found, strict=True)]
             )
-        emulated = [half_precision(network, x)[0, 0] for x in inputs]
+        in_half = EmulatedNetwork(network, Precision.FP16)
+        emulated = [in_half(x)[0, 0] for x in inputs]
     figures = {
         "mean absolute difference from the authors' masks, fp32": float(
             np.mean(list(masks32.values()))
@@ -98,7 +102,7 @@ def main() -> None:
         "ONNX fp32 against PyTorch": executed["fp32"],
         "ONNX fp16 as onnxruntime's CPU provider computes it, against PyTorch": executed["fp16"],
         "half-precision arithmetic, emulated, against PyTorch": summary(
-            [compare(a, b) for a, b in zip(references, emulated, strict=True)]
+            [compare_maps(a, b) for a, b in zip(references, emulated, strict=True)]
         ),
         "seconds to export": {"fp32": round(fp32_s, 1), "fp16": round(fp16_s, 1)},
     }

@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from report import leave
 
-from u2export import checkpoint, u2net, weights
-from u2export.backend import Array
-from u2export.metrics import compare, judge
-from u2export.parity.emulate import Emulated
-from u2export.pipeline import open_picture, preprocess
-from u2export.places import pictures_in
-from u2export.progress import say, tracked
-from u2export.quant import rounding
-from u2export.spec import MODELS, Precision
-from u2export.u2net import U2Net
+from u2export.compare.emulate import EmulatedNetwork
+from u2export.compare.metrics import compare_maps, summarize_differences
+from u2export.core.arrays import Array
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.images.decode import open_image
+from u2export.images.inputs import image_files
+from u2export.images.preprocess import preprocess
+from u2export.network import checkpoint, u2net, weights
+from u2export.network.u2net import U2Net
+from u2export.quantization import gptq
+from u2export.system.progress import say, track
 
 
-class ActivationsOnly(Emulated):
+class ActivationsOnly(EmulatedNetwork):
     """Rounds what operations give, and leaves the network's own values."""
 
     def __init__(self, network: U2Net) -> None:
@@ -47,29 +49,29 @@ def main() -> None:
     source = weights.find(MODELS["u2netp" if args.weights else "u2netp-demo"], args.weights)
     spec = source.facts.picture
     calibration, pictures = (
-        [preprocess(open_picture(path), spec) for path in pictures_in(folders)]
+        [preprocess(open_image(path), spec) for path in image_files(folders)]
         for folders in (args.calibration, args.pictures)
     )
-    network = u2net.fold_batch_norm(checkpoint.network(source, say))
+    network = u2net.fold_batch_norm(checkpoint.load_network(source, say))
     by_pictures = copy.deepcopy(network)
-    rounding.brain_floats(by_pictures, calibration, seed=0, track=tracked)
+    gptq.round_weights_to_bf16(by_pictures, calibration, seed=0, track=track)
     nearest = copy.deepcopy(network)
     with torch.no_grad():
         for parameter in nearest.parameters():
             parameter.copy_(parameter.bfloat16().float())
     ways: dict[str, Callable[[Array], Array]] = {
-        "all in bfloat16, weights to the nearest": Emulated(network, Precision.BF16),
+        "all in bfloat16, weights to the nearest": EmulatedNetwork(network, Precision.BF16),
         "weights to the nearest, all else float32": lambda x: nearest(torch.tensor(x)).numpy(),
         "weights as they are, all else bfloat16": ActivationsOnly(network),
         "weights by pictures, all else float32": lambda x: by_pictures(torch.tensor(x)).numpy(),
-        "all in bfloat16, weights by pictures": Emulated(by_pictures, Precision.BF16),
+        "all in bfloat16, weights by pictures": EmulatedNetwork(by_pictures, Precision.BF16),
     }
     with torch.inference_mode():
         expected = [network(torch.tensor(x))[0, 0].numpy() for x in pictures]
         figures: dict[str, object] = {"pictures": len(pictures), "calibration": len(calibration)}
         for name, way in ways.items():
-            apart = [compare(a, way(x)[0, 0]) for a, x in zip(expected, pictures, strict=True)]
-            told = judge(apart, [float(np.ptp(one)) for one in expected])
+            apart = [compare_maps(a, way(x)[0, 0]) for a, x in zip(expected, pictures, strict=True)]
+            told = summarize_differences(apart, [float(np.ptp(one)) for one in expected])
             figures[name] = {
                 "mask IoU": round(told.mask_iou or 0.0, 4),
                 "worst": round(told.worst_iou or 0.0, 4),

@@ -21,7 +21,7 @@ from pathlib import Path
 from environments import as_installed
 from report import leave
 
-from u2export.drawn import draw
+from u2export.images.synthetic import draw_image
 
 STARTS = 9
 FLOOR = """
@@ -53,7 +53,7 @@ def main() -> None:
         chosen = ["--model", "u2netp", "--weights", os.path.abspath(args.weights)]
     program = [sys.executable, "-m", "u2export"]
     with tempfile.TemporaryDirectory() as folder:
-        draw(1_000_005, (800, 600)).picture.save(f"{folder}/picture.jpg", quality=92)
+        draw_image(1_000_005, (800, 600)).picture.save(f"{folder}/picture.jpg", quality=92)
         exports = [timed([*program, "onnx", *chosen], folder) for _ in range(3)]
         half = [timed([*program, "onnx", "--fp16", *chosen], folder) for _ in range(3)]
         converted = [timed([*program, "openvino", *chosen], folder) for _ in range(3)]

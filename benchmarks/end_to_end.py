@@ -32,12 +32,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from u2export import build, weights
-from u2export.backend import Array
-from u2export.bench import stats
-from u2export.drawn import draw
-from u2export.places import pictures_in
-from u2export.spec import MODELS, ExportSpec, Precision, Quantization
+from u2export.benchmark import stats
+from u2export.core.arrays import Array
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec, Quantization
+from u2export.export.build import build_artifact
+from u2export.images.inputs import image_files
+from u2export.images.synthetic import draw_image
+from u2export.network import weights
 
 # width and height, and pictures in the folder: so many that they outweigh a start's noise
 SIZES = {"770x595": ((770, 595), 16), "12 megapixels": ((4000, 3000), 10)}
@@ -131,7 +134,7 @@ def drawn(folder: Path, size: tuple[int, int], count: int) -> Path:
     """Write JPEGs of a size into a folder."""
     folder.mkdir()
     for place in range(count):
-        picture = np.asarray(draw(SEED + place, size).picture, np.float32)
+        picture = np.asarray(draw_image(SEED + place, size).picture, np.float32)
         grain = np.random.default_rng(place).standard_normal(picture.shape[:2], np.float32)
         grainy = np.clip(np.rint(picture + GRAIN * grain[..., None]), 0, 255).astype(np.uint8)
         Image.fromarray(grainy).save(folder / f"{place}.jpg", quality=92)
@@ -155,9 +158,9 @@ def figures(
         row: dict[str, object] = {}
         further = further_ms(whole[name], cold[name], more)
         row["one picture, ms"] = round(float(np.median(cold[name])))
-        row |= told("one picture", stats.ratio(cold[THEIRS][:, None], cold[name][:, None]))
+        row |= told("one picture", stats.latency_ratio(cold[THEIRS][:, None], cold[name][:, None]))
         row["folder, s"] = round(float(np.median(whole[name])) / 1e3, 2)
-        row |= told("folder", stats.ratio(whole[THEIRS][:, None], whole[name][:, None]))
+        row |= told("folder", stats.latency_ratio(whole[THEIRS][:, None], whole[name][:, None]))
         row["each further picture, ms"] = round(float(further))
         row |= told("each further picture", faster(whole, cold, name, more))
         memory = {party: float(np.median([turn.mb for turn in many[party]])) for party in many}
@@ -183,7 +186,7 @@ def faster(whole: dict[str, Array], cold: dict[str, Array], name: str, more: int
         )
         return np.asarray(theirs / ours)
 
-    return stats.interval(rounds, times, independent=True)
+    return stats.bootstrap_interval(rounds, times, independent=True)
 
 
 def told(label: str, found: stats.Interval) -> dict[str, object]:
@@ -209,13 +212,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         files = [
-            build.build(backend, ExportSpec(model, 320, precision), source, home).path
+            build_artifact(backend, ExportSpec(model, 320, precision), source, home).path
             for backend, precision in OURS
         ]
         if args.calibration:
-            asked = Quantization(tuple(pictures_in([args.calibration])))
+            asked = Quantization(tuple(image_files([args.calibration])))
             spec = ExportSpec(model, 320, Precision.INT8, quantization=asked)
-            files.append(build.build("openvino", spec, source, home).path)
+            files.append(build_artifact("openvino", spec, source, home).path)
         rembg = install(home / "environment", REMBG).with_name("rembg")
         contest, order = Contest(home, files, rembg), random.Random(0)
         total = len(sizes) * len(KINDS) * (args.rounds + 1) * len(contest.parties)

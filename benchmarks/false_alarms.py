@@ -16,12 +16,17 @@ from pathlib import Path
 from report import leave
 from rich.progress import track
 
-from u2export import build, registry, weights
-from u2export.backend import Array, Runner
-from u2export.metrics import judge
-from u2export.parity.budgets import BUDGETS, excess
-from u2export.parity.stages import Side, follow, part
-from u2export.spec import MODELS, ExportSpec, Precision
+from u2export.compare.budgets import BUDGETS, budget_excess
+from u2export.compare.metrics import summarize_differences
+from u2export.compare.stages import Pipeline, find_first_difference, run_pipeline
+from u2export.core import registry
+from u2export.core.arrays import Array
+from u2export.core.backend import Runner
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec, RunRequest
+from u2export.export.build import build_artifact
+from u2export.network import weights
 
 ONE_THREAD = 10  # every so many runs
 
@@ -38,18 +43,18 @@ def main() -> None:
     source, spec = weights.find(model, args.weights), model.picture
     contents = [path.read_bytes() for folder in args.pictures for path in sorted(folder.iterdir())]
 
-    def side(runner: Runner) -> Side:
+    def side(runner: Runner) -> Pipeline:
         def network(x: Array) -> Array:
             return runner(x)[0, 0]
 
-        return Side("a runner", network, spec)
+        return Pipeline("a runner", network, spec)
 
     with registry.open_runner(source) as runner:
-        references = [follow(content, side(runner)) for content in contents]
+        references = [run_pipeline(content, side(runner)) for content in contents]
     alarms, judged, worst = [], 0, {}
     with tempfile.TemporaryDirectory() as folder:
         artifacts = [
-            build.build(backend, ExportSpec(model, spec.size, precision), source, Path(folder))
+            build_artifact(backend, ExportSpec(model, spec.size, precision), source, Path(folder))
             for precision in (Precision.FP32, Precision.FP16)
             for backend in ("onnx", "openvino")
         ]
@@ -58,15 +63,17 @@ def main() -> None:
             for artifact in artifacts:
                 budget = BUDGETS[artifact.facts.precision]
                 threads = 1 if run % ONE_THREAD == 0 else None
-                with registry.open_runner(artifact, threads=threads) as runner:
-                    ways = [follow(contents[i], side(runner)) for i in some]
+                with registry.open_runner(artifact, RunRequest(threads=threads)) as runner:
+                    ways = [run_pipeline(contents[i], side(runner)) for i in some]
                 expected = [references[i] for i in some]
-                partings = [part(a, b, budget) for a, b in zip(expected, ways, strict=True)]
+                partings = [
+                    find_first_difference(a, b, budget) for a, b in zip(expected, ways, strict=True)
+                ]
                 judged += len(partings)
                 alarms += [reason for one in partings if one.stage for reason in one.reasons]
                 differences = [one.difference for one in partings if one.difference]
-                total = judge(differences, [one.contrast for one in partings])
-                alarms += [over] if (over := excess(total, budget)) else []
+                total = summarize_differences(differences, [one.contrast for one in partings])
+                alarms += [over] if (over := budget_excess(total, budget)) else []
                 name = artifact.path.name
                 worst[name] = max(worst.get(name, 0.0), total.raw_max)
     figures = {"weights": model.name, "runs": args.runs, "pictures": len(contents)}

@@ -36,21 +36,29 @@ from report import RESULTS, typed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from u2export import benching, build, checkpoint, machine, registry, weights
-from u2export.artifact import Artifact
-from u2export.backend import Array
-from u2export.bench import markdown, stats
-from u2export.bench.report import BenchReport, Mask, Ratio, Row, Throughput
-from u2export.doctor import versions
-from u2export.drawn import draw
+from u2export.benchmark import markdown, stats
+from u2export.benchmark.measure import MAX_STABLE_HALF_WIDTH, measure_artifacts
+from u2export.benchmark.plan import BenchmarkPlan
+from u2export.benchmark.report import BenchmarkReport, MaskAccuracy, Ratio, Row, Throughput
+from u2export.benchmark.rounds import time_fixed_work
+from u2export.benchmark.text import format_benchmark
+from u2export.compare.budgets import BUDGETS, budget_excess
+from u2export.compare.metrics import compare_maps, summarize_differences
+from u2export.core import registry
+from u2export.core.arrays import Array
+from u2export.core.artifact import Artifact
+from u2export.core.enums import Device, Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec, RunRequest
 from u2export.errors import U2ExportError
-from u2export.metrics import compare, judge
-from u2export.ondevice import OnDevice
-from u2export.parity.budgets import BUDGETS, excess
-from u2export.parity.words import printable
-from u2export.pipeline import preprocess
-from u2export.progress import say
-from u2export.spec import MODELS, Device, ExportSpec, Precision
+from u2export.export.build import build_artifact
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.images.torch_pipeline import TorchPipeline
+from u2export.network import checkpoint, weights
+from u2export.reports.text import printable
+from u2export.system import hardware
+from u2export.system.progress import say
 
 TYPES = {
     Precision.FP32: torch.float32,
@@ -112,7 +120,7 @@ class Lane:
     first_ms: float | None = None
     wall: list[list[float]] = field(default_factory=list)
     own: list[list[float]] = field(default_factory=list)
-    mask: Mask | str = ""
+    mask: MaskAccuracy | str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -254,7 +262,9 @@ def walls(lane: Lane, host: torch.Tensor, device: str, seconds: float) -> list[f
     return found
 
 
-def judged(lane: Lane, inputs: Array, reference: Sequence[Array], device: str) -> Mask | str:
+def judged(
+    lane: Lane, inputs: Array, reference: Sequence[Array], device: str
+) -> MaskAccuracy | str:
     """Compare the masks of the pictures with the reference's."""
     assert lane.call
     maps: list[Array] = []
@@ -264,14 +274,14 @@ def judged(lane: Lane, inputs: Array, reference: Sequence[Array], device: str) -
         y = lane.call(torch.tensor(padded, device=device)).float().cpu().numpy()
         maps += [one[0] for one in y[: len(part)]]
     try:
-        differences = [compare(a, b) for a, b in zip(reference, maps, strict=True)]
+        differences = [compare_maps(a, b) for a, b in zip(reference, maps, strict=True)]
     except U2ExportError as error:
-        return Mask(passed=False, reasons=(str(error),))
-    found = judge(differences, [float(np.ptp(a)) for a in reference])
+        return MaskAccuracy(passed=False, reasons=(str(error),))
+    found = summarize_differences(differences, [float(np.ptp(a)) for a in reference])
     if found.mask_iou is None:
         return "weights of random values give no masks"
-    over = excess(found, BUDGETS[lane.way.precision])
-    return Mask(
+    over = budget_excess(found, BUDGETS[lane.way.precision])
+    return MaskAccuracy(
         passed=not over,
         reasons=(over,) if over else (),
         pictures=found.pictures,
@@ -313,19 +323,21 @@ def whole_way(lane: Lane, source: Artifact, device: str, seconds: float) -> str:
     """
     assert lane.call
     call, clock = lane.call, Clock(device)
-    way = OnDevice(source.facts.picture, device)
+    way = TorchPipeline(source.facts.picture, device)
     rng = np.random.default_rng(SEED)
     width, height = FRAME
     shape = (lane.batch, height, width, 3)
     frames = torch.tensor(rng.integers(0, 256, shape, np.uint8), device=device)
-    x = way.prepare(frames)
+    x = way.preprocess(frames)
     sizes = [FRAME] * lane.batch
     network: list[list[float]] = []
     whole: list[list[float]] = []
     for _ in range(6):
         network.append(clock.samples(lambda: call(x), seconds))
-        whole.append(clock.samples(lambda: way.masks(call(way.prepare(frames)), sizes), seconds))
-    found = stats.ratio(network[1:], whole[1:])
+        whole.append(
+            clock.samples(lambda: way.postprocess(call(way.preprocess(frames)), sizes), seconds)
+        )
+    found = stats.latency_ratio(network[1:], whole[1:])
     return (
         f"from {width}x{height} 8-bit pictures to 8-bit masks on the device, the network takes "
         f"{found.value:.0%} ({found.low:.0%} to {found.high:.0%}) of the time"
@@ -338,7 +350,7 @@ def group(
     """Every way of one network at one batch, in turns."""
     torch.compiler.reset()  # what was compiled for other groups, and its graphs, are given back
     device, spec = args.device, source.facts.picture
-    pictures = [draw(SEED + i).picture for i in range(2 if args.rehearse else PICTURES)]
+    pictures = [draw_image(SEED + i).picture for i in range(2 if args.rehearse else PICTURES)]
     inputs = np.concatenate([preprocess(one, spec) for one in pictures])
     with torch.inference_mode():
         reference = [network(torch.tensor(x[None])).numpy()[0, 0] for x in inputs]
@@ -368,7 +380,7 @@ def group(
 def row_of(lane: Lane, source: Artifact, device: str) -> Row:
     """A lane in the schema of `u2export bench`."""
     name = f"{source.facts.model} {lane.way} b{lane.batch}"
-    latency = stats.latency(lane.wall) if lane.wall else None
+    latency = stats.summarize_latency(lane.wall) if lane.wall else None
     own = [t for block in lane.own for t in block]
     row = Row(
         name=name,
@@ -392,7 +404,7 @@ def row_of(lane: Lane, source: Artifact, device: str) -> Row:
         "throughput": Throughput(
             pictures=1e3 * lane.batch / latency.median, how=f"batch {lane.batch}"
         ),
-        "mask": lane.mask if isinstance(lane.mask, Mask) else None,
+        "mask": lane.mask if isinstance(lane.mask, MaskAccuracy) else None,
         "unjudged": lane.mask if isinstance(lane.mask, str) else "",
     }
     if device == "cuda":
@@ -412,9 +424,9 @@ def artifacts(source: Artifact, args: argparse.Namespace) -> list[Row]:
         for backend in ("onnx", "tensorrt"):
             spec = ExportSpec(model, source.facts.size, Precision.FP16, variant=variant)
             try:
-                artifact = build.build(backend, spec, source, Path(folder))
+                artifact = build_artifact(backend, spec, source, Path(folder))
                 if Device(args.device) in registry.load(backend).devices:
-                    with registry.open_runner(artifact, Device(args.device)):
+                    with registry.open_runner(artifact, RunRequest(Device(args.device))):
                         paths.append(artifact.path)
                         continue
                 reason = f"it does not run on {args.device}"
@@ -425,11 +437,11 @@ def artifacts(source: Artifact, args: argparse.Namespace) -> list[Row]:
             found.append(row.model_copy(update={"device": args.device, "size": source.facts.size}))
         if paths:
             given = source.facts.weights.name if variant else None
-            plan = benching.Plan(
-                tuple(paths), device=Device(args.device), weights=given, model=model.name,
+            plan = BenchmarkPlan(
+                tuple(paths), run=RunRequest(Device(args.device)), weights=given, model=model.name,
                 seconds=2.0 if args.rehearse else 20.0,
             )  # fmt: skip
-            found += benching.measure(plan)[0].rows
+            found += measure_artifacts(plan)[0].rows
     return found
 
 
@@ -458,8 +470,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after these")
     parser.add_argument("--rehearse", action="store_true", help="small, and write nothing")
     args = parser.parse_args()
-    if args.device == "cuda" and machine.cuda().reason:
-        parser.error(machine.cuda().reason)
+    if args.device == "cuda" and hardware.query_cuda().reason:
+        parser.error(hardware.query_cuda().reason)
     if args.rehearse:
         args.batches, args.rounds = [1, 2], 3
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it goes eager, silently
@@ -471,18 +483,18 @@ def main() -> None:
             kind.fp32_precision = "ieee"
         torch.backends.cudnn.benchmark = True
     report, shares = measured(args)
-    print(benching.text(report), *shares, sep="\n")
+    print(format_benchmark(report), *shares, sep="\n")
     if args.rehearse:
         return
     card = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     name = re.sub(r"[^a-z0-9]+", "-", card.lower())
     path = RESULTS / f"gpu-{name}-{report.created[:10]}.json"
     path.write_text(report.model_dump_json(indent=1) + "\n")
-    path.with_suffix(".md").write_text("\n".join([markdown.page(report), *shares]) + "\n")
+    path.with_suffix(".md").write_text("\n".join([markdown.markdown_page(report), *shares]) + "\n")
     print(path)
 
 
-def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
+def measured(args: argparse.Namespace) -> tuple[BenchmarkReport, list[str]]:
     """Everything, as one report, and a table of shares."""
     notes = [tests(args)]
     begun = time.perf_counter()
@@ -505,7 +517,7 @@ def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
         source = weights.find(model, given)
         if args.rehearse:
             source = source.with_facts(size=64)
-        network = checkpoint.network(source, say)
+        network = checkpoint.load_network(source, say)
         for batch in args.batches:
             what = f"{model.name} at batch {batch}"
             if late(what):
@@ -531,13 +543,13 @@ def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
             rows += artifacts(source, args)
         except Exception as error:  # what was measured is kept
             notes.append(printable(f"{what} failed: {error}"))
-    samples = tuple(tuple(benching.calibrate()) for _ in range(3))
+    samples = tuple(tuple(time_fixed_work()) for _ in range(3))
     device = {"GPU": torch.cuda.get_device_name()} if args.device == "cuda" else {}
-    report = BenchReport(
+    report = BenchmarkReport(
         created=datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds"),
         command=typed("gpu.py"),
-        machine={**machine.described(), **device},
-        versions=versions(),
+        machine={**hardware.describe_machine(), **device},
+        versions=registry.package_versions(registry.names()),
         reference="PyTorch float32 on the CPU",
         pictures=tuple(f"drawn {SEED + i}" for i in range(2 if args.rehearse else PICTURES)),
         baseline=f"PyTorch {BASELINE} of the same network and batch",
@@ -546,7 +558,7 @@ def measured(args: argparse.Namespace) -> tuple[BenchReport, list[str]]:
         calibration_ms=float(np.median(samples)),
         calibration=samples,
         seconds=round(time.perf_counter() - begun, 1),
-        stable=all((r.high - r.low) / 2 / r.ratio <= benching.WIDE for r in ratios),
+        stable=all((r.high - r.low) / 2 / r.ratio <= MAX_STABLE_HALF_WIDTH for r in ratios),
         notes=tuple(notes),
     )
     return report, shares
@@ -558,7 +570,7 @@ def ratios_of(named: Sequence[tuple[Row, Lane]]) -> list[Ratio]:
     found = []
     for row, lane in named[1:]:
         if lane.wall and base.wall:
-            one = stats.ratio(lane.wall, base.wall)
+            one = stats.latency_ratio(lane.wall, base.wall)
             verdict = stats.verdict(one)
             found.append(
                 Ratio(name=row.name, ratio=one.value, low=one.low, high=one.high, verdict=verdict)

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from report import leave
 
-from u2export import checkpoint, registry
-from u2export.artifact import sha256_of
-from u2export.spec import Architecture
+from u2export.core import registry
+from u2export.core.enums import Architecture
+from u2export.network import checkpoint
+from u2export.system.files import file_sha256
 
 NAME = "u2netp-fp32-32.onnx"
 
@@ -54,7 +55,7 @@ def main() -> None:
             begun = time.perf_counter()
             subprocess.run(command(file, place), check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - begun
-            whole[sha256_of(place / NAME)] = seed
+            whole[file_sha256(place / NAME)] = seed
         finished = Path(folder) / "finished"
         shutil.copytree(place, finished)
         for kill in range(args.kills):
@@ -86,7 +87,7 @@ def state(place: Path, whole: dict[str, int]) -> str:
     except Exception as error:  # any refusal is a finding
         print(error)
         return "refused"
-    return "whole" if sha256_of(artifact.path) in whole else "loads and is not whole"
+    return "whole" if file_sha256(artifact.path) in whole else "loads and is not whole"
 
 
 if __name__ == "__main__":

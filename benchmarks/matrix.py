@@ -17,10 +17,18 @@ from pathlib import Path
 
 from report import RESULTS, typed
 
-from u2export import benching, build, machine, weights
-from u2export.bench import markdown
-from u2export.places import pictures_in
-from u2export.spec import MODELS, ExportSpec, Precision
+from u2export.benchmark import markdown
+from u2export.benchmark.measure import measure_artifacts
+from u2export.benchmark.outputs import raise_if_failed
+from u2export.benchmark.plan import BenchmarkPlan
+from u2export.benchmark.text import format_benchmark
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.inputs import image_files
+from u2export.network import weights
+from u2export.system import hardware
 
 CANDIDATES = (
     ("onnx", Precision.FP32),
@@ -33,7 +41,7 @@ CANDIDATES = (
 
 def machine_name() -> str:
     """The processor and its usable CPUs, for a file's name."""
-    told = machine.described()
+    told = hardware.describe_machine()
     words = re.sub(r"[^a-z0-9]+", "-", told["processor"].lower()).strip("-")
     return f"{words}-{told['usable CPUs']}cpus"
 
@@ -52,21 +60,21 @@ def main() -> None:
             made, variant = [], source.facts.weights.variant
             for backend, precision in CANDIDATES:
                 spec = ExportSpec(model, 320, precision, variant=variant)
-                made.append(build.build(backend, spec, source, Path(folder)).path)
-            plan = benching.Plan(
+                made.append(build_artifact(backend, spec, source, Path(folder)).path)
+            plan = BenchmarkPlan(
                 tuple(made),
-                tuple(pictures_in(args.pictures)),
+                tuple(image_files(args.pictures)),
                 weights=given,
                 seconds=args.seconds,
                 command=typed("matrix.py"),
             )
-            report, _ = benching.measure(plan)
-        print(benching.text(report))
-        benching.demand(report)
+            report, _ = measure_artifacts(plan)
+        print(format_benchmark(report))
+        raise_if_failed(report)
         date = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
         path = RESULTS / f"{machine_name()}-{model.name}-{date}.json"
         path.write_text(report.model_dump_json(indent=1) + "\n")
-        path.with_suffix(".md").write_text(markdown.page(report))
+        path.with_suffix(".md").write_text(markdown.markdown_page(report))
         print(path)
 
 

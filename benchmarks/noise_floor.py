@@ -23,26 +23,32 @@ from report import leave
 from rich.console import Console
 from rich.table import Table
 
-from u2export import build, checkpoint, pipeline, registry, weights
-from u2export.artifact import Artifact
-from u2export.backend import Array
-from u2export.drawn import draw
-from u2export.machine import usable_cpus
-from u2export.metrics import MIN_CONTRAST, compare
-from u2export.spec import MODELS, ExportSpec, Precision
+from u2export.compare.metrics import MIN_CONTRAST, compare_maps
+from u2export.core import registry
+from u2export.core.arrays import Array
+from u2export.core.artifact import Artifact
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS, PictureSpec
+from u2export.core.requests import ExportSpec, RunRequest
+from u2export.export.build import build_artifact
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.network import checkpoint, weights
+from u2export.system.hardware import usable_cpus
 
 DRAWN = range(2_000_000, 2_000_016)  # seeds that no weights were trained on and no check judges
 BATCH = 8
 Network = Callable[[Array], Array]
 
 
-def inputs(spec: pipeline.PictureSpec, folders: list[Path]) -> dict[str, Array]:
+def inputs(spec: PictureSpec, folders: list[Path]) -> dict[str, Array]:
     """The networks' inputs by the pictures' names."""
-    pictures = {f"drawn {seed}": draw(seed, (400, 300)).picture for seed in DRAWN}
+    pictures = {f"drawn {seed}": draw_image(seed, (400, 300)).picture for seed in DRAWN}
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            pictures[path.name] = pipeline.open_picture(io.BytesIO(path.read_bytes()))
-    found = {name: pipeline.preprocess(one, spec) for name, one in pictures.items()}
+            pictures[path.name] = open_image(io.BytesIO(path.read_bytes()))
+    found = {name: preprocess(one, spec) for name, one in pictures.items()}
     shape = (1, 3, spec.size, spec.size)
     found["noise"] = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     return found
@@ -50,7 +56,7 @@ def inputs(spec: pipeline.PictureSpec, folders: list[Path]) -> dict[str, Array]:
 
 def apart(first: list[Array], second: list[Array]) -> dict[str, float]:
     """The largest difference over all pictures."""
-    found = [compare(a, b) for a, b in zip(first, second, strict=True)]
+    found = [compare_maps(a, b) for a, b in zip(first, second, strict=True)]
     subject = [d for a, d in zip(first, found, strict=True) if np.ptp(a) >= MIN_CONTRAST]
     return {
         "raw max": max(d.raw_max for d in found),
@@ -78,13 +84,13 @@ def batched(network: Network, xs: list[Array]) -> list[Array]:
 
 def computed(artifact: Artifact, xs: list[Array], threads: int | None = None) -> list[Array]:
     """One call a picture, in a runner of its own."""
-    with registry.open_runner(artifact, threads=threads) as runner:
+    with registry.open_runner(artifact, RunRequest(threads=threads)) as runner:
         return alone(runner, xs)
 
 
 def plain(source: Artifact, kind: torch.dtype) -> Network:
     """The reference network in PyTorch's usual memory layout."""
-    network = checkpoint.network(source, print).to(kind)
+    network = checkpoint.load_network(source, print).to(kind)
 
     def call(x: Array) -> Array:
         with torch.inference_mode():
@@ -117,15 +123,15 @@ def main() -> None:
             spec = ExportSpec(model, model.picture.size, precision)
             for backend in ("onnx", "openvino"):
                 name = f"{backend} {precision}"
-                artifact = build.build(backend, spec, source, Path(first))
+                artifact = build_artifact(backend, spec, source, Path(first))
                 maps = computed(artifact, xs)
                 rows[f"{name} and torch"] = apart(reference, maps)
                 rows[f"{name} twice"] = apart(maps, computed(artifact, xs))
                 rows[f"{name}, 1 thread and all"] = apart(maps, computed(artifact, xs, 1))
-                again = build.build(backend, spec, source, Path(second))
+                again = build_artifact(backend, spec, source, Path(second))
                 rows[f"{name} rebuilt"] = apart(maps, computed(again, xs))
                 free = dataclasses.replace(spec, batch=None)
-                many = build.build(backend, free, source, Path(first))
+                many = build_artifact(backend, free, source, Path(first))
                 with registry.open_runner(many) as runner:
                     rows[f"{name}, batch {BATCH} and 1"] = apart(maps, batched(runner, xs))
     table = Table("the same function, computed as", *next(iter(rows.values())))

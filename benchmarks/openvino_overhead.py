@@ -24,8 +24,9 @@ import numpy as np
 from author_masks import u2export
 from report import leave
 
-from u2export import registry
-from u2export.machine import usable_cpus
+from u2export.core import registry
+from u2export.core.requests import RunRequest
+from u2export.system.hardware import usable_cpus
 
 CALLS, WARM_UP = 30, 5
 RESAMPLES = 10_000
@@ -33,7 +34,7 @@ RESAMPLES = 10_000
 
 def ours(path: Path, threads: int) -> None:
     """Print the median milliseconds of a call; in a process of its own."""
-    with registry.open_runner(registry.open_artifact(path), threads=threads) as runner:
+    with registry.open_runner(registry.open_artifact(path), RunRequest(threads=threads)) as runner:
         x = np.random.default_rng(0).normal(size=(1, 3, runner.size, runner.size))
         x = x.astype(np.float32)
         for _ in range(WARM_UP):

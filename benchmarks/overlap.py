@@ -21,24 +21,28 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from u2export import build, run, weights
-from u2export.finish import Finish
-from u2export.machine import usable_cpus
-from u2export.run import Order, Segmenter
-from u2export.spec import MODELS, ExportSpec
+from u2export.core.enums import Stage
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.compose import Composition
+from u2export.inference.process import ImageOptions, process_images
+from u2export.inference.segmenter import Segmenter, load
+from u2export.network import weights
+from u2export.system.hardware import usable_cpus
 
 COUNT = 12  # pictures
-KINDS = {"mask": Order(), "PNG cut-out": Order(finish=Finish(cutout=True))}
+KINDS = {"mask": ImageOptions(), "PNG cut-out": ImageOptions(composition=Composition(cutout=True))}
 
 
-def taken(segment: Segmenter, folder: Path, order: Order) -> tuple[float, dict[str, float]]:
+def taken(segment: Segmenter, folder: Path, order: ImageOptions) -> tuple[float, dict[str, float]]:
     """Wall time, and the sum of each stage over the pictures; ms a picture."""
     with tempfile.TemporaryDirectory() as out:
         pairs = [(path, Path(out, f"{path.stem}.png")) for path in sorted(folder.iterdir())]
         begun = time.perf_counter()
-        done = list(run.process(segment, pairs, order))
+        done = list(process_images(segment, pairs, order))
         wall = 1e3 * (time.perf_counter() - begun)
-    sums = {name: sum(one.ms[name] for one in done) / len(done) for name in run.STAGES}
+    sums = {name: sum(one.ms[name] for one in done) / len(done) for name in Stage}
     return wall / len(done), sums
 
 
@@ -51,16 +55,18 @@ def main() -> None:
     model = MODELS["u2netp" if args.weights else "u2netp-demo"]
     threads, order = usable_cpus(), random.Random(0)
     results: dict[str, object] = {"weights": model.name, "threads": threads, "pictures": COUNT}
-    table = Table("", *run.STAGES, "added up", "wall, 1 thread", f"wall, {threads}", "by the ideal")
+    table = Table(
+        "", *map(str, Stage), "added up", "wall, 1 thread", f"wall, {threads}", "by the ideal"
+    )
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        path = build.build(
+        path = build_artifact(
             "onnx", ExportSpec(model, model.picture.size), weights.find(model, args.weights), home
         ).path
         folder = drawn(home / "in", (4000, 3000), COUNT)
         with (
-            run.load(path, threads=1) as one,
-            run.load(path, threads=threads, at_once=threads) as all_,
+            load(path, threads=1) as one,
+            load(path, threads=threads, at_once=threads) as all_,
         ):
             for kind, wanted in KINDS.items():
                 alone, many, sums = [], [], []
@@ -72,7 +78,7 @@ def main() -> None:
                             sums.append(stages)
                         elif turn:
                             many.append(wall)
-                stages = {s: float(np.median([x[s] for x in sums])) for s in run.STAGES}
+                stages = {s: float(np.median([x[s] for x in sums])) for s in Stage}
                 parts = [sum(x.values()) / w for x, w in zip(sums, alone, strict=True)]
                 ideal = [m / (a / threads) for m, a in zip(many, alone, strict=True)]
                 row = {

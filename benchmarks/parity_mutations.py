@@ -30,17 +30,23 @@ from report import leave
 from rich.console import Console
 from rich.table import Table
 
-from u2export import artifact as artifacts
-from u2export import build, checkpoint, pipeline, registry, weights
-from u2export.artifact import Artifact
-from u2export.backend import Array
+from u2export.compare.budgets import BUDGETS, Budget
+from u2export.compare.emulate import EmulatedNetwork
+from u2export.compare.probe_images import Case, degenerate_cases, synthetic_cases, user_cases
+from u2export.compare.stages import FirstDifference, Pipeline, find_first_difference, run_pipeline
+from u2export.core import registry
+from u2export.core.arrays import Array
+from u2export.core.artifact import Artifact, manifest_path
+from u2export.core.enums import Precision, Resize
+from u2export.core.models import MODELS, ModelSpec, PictureSpec
+from u2export.core.requests import ExportSpec
 from u2export.errors import U2ExportError
-from u2export.parity.budgets import BUDGETS, Budget
-from u2export.parity.cases import Case, degenerate, drawn, yours
-from u2export.parity.emulate import Emulated
-from u2export.parity.report import Report
-from u2export.parity.stages import Parting, Side, follow, part
-from u2export.spec import MODELS, ExportSpec, ModelSpec, PictureSpec, Precision, Resize
+from u2export.export.build import build_artifact
+from u2export.images.decode import composite_on_white, open_image
+from u2export.images.preprocess import preprocess, resize_square
+from u2export.network import checkpoint, weights
+from u2export.parity.report import ParityReport
+from u2export.system.files import file_sha256
 
 LAYER = "stage2d.rebnconv1d"
 FACTOR = 1.01
@@ -61,7 +67,7 @@ class Mutation:
 
     name: str
     model: Callable[[ModelProto], None] | None = None
-    side: Callable[[Side], Side] = lambda side: side
+    side: Callable[[Pipeline], Pipeline] = lambda side: side
 
 
 def _weights_of(model: ModelProto, module: str) -> tuple[int, Array]:
@@ -119,7 +125,7 @@ def take_side_output(model: ModelProto) -> None:
 
 
 def _divided_by_255(picture: Image.Image, spec: PictureSpec) -> Array:
-    square = pipeline.squash(pipeline.opaque(picture), spec) / np.float32(255)
+    square = resize_square(composite_on_white(picture), spec) / np.float32(255)
     square = (square - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None], np.float32)
 
@@ -128,7 +134,7 @@ def _as_it_lies(file: object, most: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def _swapped_mean_and_std(side: Side) -> Side:
+def _swapped_mean_and_std(side: Pipeline) -> Pipeline:
     spec = dataclasses.replace(side.spec, mean=side.spec.std, std=side.spec.mean)
     return dataclasses.replace(side, spec=spec)
 
@@ -138,7 +144,7 @@ MUTATIONS = (
     Mutation("mean and standard deviation swapped", side=_swapped_mean_and_std),
     Mutation(
         "divided by 255 instead of the largest value",
-        side=lambda side: dataclasses.replace(side, prepare=_divided_by_255),
+        side=lambda side: dataclasses.replace(side, preprocess=_divided_by_255),
     ),
     Mutation(f"all weights of {LAYER} 1 % too large", scale_layer),
     Mutation("upsampling with aligned corners", align_corners),
@@ -171,40 +177,46 @@ def mutated(artifact: Artifact, mutation: Mutation, folder: Path) -> Artifact:
 
 def contents(cases: Sequence[Case]) -> list[bytes]:
     """The cases' files, a drawn picture that EXIF turns, and one that is dim."""
-    more = [case for case in degenerate(large=False) if case.name in ("turned by EXIF", "dim")]
+    more = [
+        case for case in degenerate_cases(large=False) if case.name in ("turned by EXIF", "dim")
+    ]
     return [case.read() for case in (*cases, *more)]
 
 
 def partings(
-    files: list[bytes], reference: Side, candidate: Side, budget: Budget
-) -> list[Parting | U2ExportError]:
+    files: list[bytes], reference: Pipeline, candidate: Pipeline, budget: Budget
+) -> list[FirstDifference | U2ExportError]:
     """How the two part on every picture, or what one of them failed with."""
-    found: list[Parting | U2ExportError] = []
+    found: list[FirstDifference | U2ExportError] = []
     for content in files:
         try:
-            found.append(part(follow(content, reference), follow(content, candidate), budget))
+            found.append(
+                find_first_difference(
+                    run_pipeline(content, reference), run_pipeline(content, candidate), budget
+                )
+            )
         except U2ExportError as error:
             found.append(error)
     return found
 
 
-def row(name: str, found: list[Parting | U2ExportError]) -> dict[str, object]:
+def row(name: str, found: list[FirstDifference | U2ExportError]) -> dict[str, object]:
     """What a reader of the table wants to know of one mutation."""
     red = [one for one in found if isinstance(one, U2ExportError) or one.stage]
     first = red[0] if red else None
-    parted = isinstance(first, Parting) and first.stage
+    parted = isinstance(first, FirstDifference) and first.stage
     return {
         "mutation": name,
         "verdict": "FAILED" if red else "passed",
         "pictures that fail": f"{len(red)} of {len(found)}",
         "first stage": first.stage.value if parted and first.stage else "",
-        "why": first.reasons[0] if isinstance(first, Parting) else str(first or ""),
+        "why": first.reasons[0] if isinstance(first, FirstDifference) else str(first or ""),
     }
 
 
-def side_of(runner: Callable[[Array], Array], spec: PictureSpec, name: str) -> Side:
+def side_of(runner: Callable[[Array], Array], spec: PictureSpec, name: str) -> Pipeline:
     """A whole pipeline around a runner."""
-    return Side(name, lambda x: runner(x)[0, 0], spec)
+    return Pipeline(name, lambda x: runner(x)[0, 0], spec)
 
 
 def damaged(artifact: Artifact, folder: Path) -> dict[str, tuple[Path, list[str]]]:
@@ -219,9 +231,9 @@ def damaged(artifact: Artifact, folder: Path) -> dict[str, tuple[Path, list[str]
         update={"mean": artifact.facts.std, "std": artifact.facts.mean}
     )
     shutil.copy(artifact.path, swapped)
-    files = {swapped.name: artifacts.sha256_of(swapped)}
+    files = {swapped.name: file_sha256(swapped)}
     told = dataclasses.replace(artifact, facts=facts, files=files)
-    artifacts.manifest_path(swapped).write_text(told.manifest.text())
+    manifest_path(swapped).write_text(told.manifest.text())
     found["mean and standard deviation swapped"] = (swapped, [])
     return found
 
@@ -239,7 +251,7 @@ def commanded(path: Path, options: list[str], folder: Path, common: list[str]) -
     )
     if done.returncode not in (0, 6):
         raise RuntimeError(done.stderr)
-    report = Report.model_validate_json((folder / "r.json").read_text())
+    report = ParityReport.model_validate_json((folder / "r.json").read_text())
     failed = report.candidates[0].failed
     first = failed[0] if failed else None
     return {
@@ -259,7 +271,7 @@ def nncf_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Pat
     import openvino as ov
 
     spec = artifact.facts.picture
-    inputs = [pipeline.preprocess(pipeline.open_picture(io.BytesIO(c)), spec) for c in calibration]
+    inputs = [preprocess(open_image(io.BytesIO(c)), spec) for c in calibration]
     model = ov.Core().read_model(artifact.path)
     made = nncf.quantize(model, nncf.Dataset(inputs))
     for key in list(made.get_rt_info()):
@@ -277,7 +289,7 @@ def naive_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Pa
     from onnxruntime import quantization as q
 
     spec = artifact.facts.picture
-    inputs = [pipeline.preprocess(pipeline.open_picture(io.BytesIO(c)), spec) for c in calibration]
+    inputs = [preprocess(open_image(io.BytesIO(c)), spec) for c in calibration]
 
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
@@ -297,19 +309,22 @@ def naive_int8(artifact: Artifact, folder: Path, calibration: list[bytes]) -> Pa
     return target
 
 
-def overflowing(source: Artifact, budget: Budget, file: bytes) -> Parting | U2ExportError:
+def overflowing(source: Artifact, budget: Budget, file: bytes) -> FirstDifference | U2ExportError:
     """Move a factor from one layer into the one before: the same function, too large for half."""
-    network = checkpoint.network(source, print)
+    network = checkpoint.load_network(source, print)
     inner = dict(network.named_modules())
     before, after = inner["stage2d.rebnconv2d"], inner["stage2d.rebnconv1d"]
-    plain = checkpoint.network(source, print)
+    plain = checkpoint.load_network(source, print)
     for values in (before.bn_s1.weight, before.bn_s1.bias):
         values.data *= OVERFLOW
     half = before.bn_s1.weight.shape[0]
     after.conv_s1.weight.data[:, :half] /= OVERFLOW
     spec = source.facts.picture
-    reference = Side("the reference", lambda x: Emulated(plain, Precision.FP16)(x)[0, 0], spec)
-    candidate = Side("emulated fp16", lambda x: Emulated(network, Precision.FP16)(x)[0, 0], spec)
+    emulated = EmulatedNetwork(plain, Precision.FP16)
+    reference = Pipeline("the reference", lambda x: emulated(x)[0, 0], spec)
+    candidate = Pipeline(
+        "emulated fp16", lambda x: EmulatedNetwork(network, Precision.FP16)(x)[0, 0], spec
+    )
     return partings([file], reference, candidate, budget)[0]
 
 
@@ -322,20 +337,22 @@ def main() -> None:
     args = parser.parse_args()
     model: ModelSpec = MODELS["u2netp" if args.weights else "u2netp-demo"]
     source = weights.find(model, args.weights)
-    cases = list(yours(sorted(args.pictures.iterdir())) if args.pictures else drawn(3))
+    cases = list(
+        user_cases(sorted(args.pictures.iterdir())) if args.pictures else synthetic_cases(3)
+    )
     files = contents(cases)
     budget, spec = BUDGETS[Precision.FP32], model.picture
     rows = []
     typed: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as name, registry.open_runner(source) as torch_runner:
         folder = Path(name)
-        artifact = build.build("onnx", ExportSpec(model, spec.size), source, folder)
+        artifact = build_artifact("onnx", ExportSpec(model, spec.size), source, folder)
         reference = side_of(torch_runner, spec, "PyTorch")
         for mutation in (Mutation("none"), *MUTATIONS):
             with registry.open_runner(mutated(artifact, mutation, folder)) as runner:
                 candidate = mutation.side(side_of(runner, spec, mutation.name))
                 rows.append(row(mutation.name, partings(files, reference, candidate, budget)))
-        calibration = contents(list(drawn(8)))[:CALIBRATION]
+        calibration = contents(list(synthetic_cases(8)))[:CALIBRATION]
         path = naive_int8(artifact, folder, calibration)
         with registry.open_runner(registry.open_artifact(path, model.name)) as runner:
             candidate = side_of(runner, spec, "naive int8")

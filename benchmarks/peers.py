@@ -33,16 +33,21 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from u2export import build, registry, weights
-from u2export.bench import stats
-from u2export.bench.crew import Worker
-from u2export.bench.worker import SETTLE_SECONDS, Assignment
-from u2export.benching import drawn_pictures
-from u2export.graph.trace import INPUT, SALIENCY
-from u2export.machine import usable_cpus
-from u2export.metrics import compare
-from u2export.pipeline import open_picture, preprocess
-from u2export.spec import MODELS, ExportSpec, Precision
+from u2export.benchmark import stats
+from u2export.benchmark.plan import write_synthetic_images
+from u2export.benchmark.worker import SETTLE_SECONDS, WorkerSpec
+from u2export.benchmark.worker_process import WorkerProcess
+from u2export.compare.metrics import compare_maps
+from u2export.core import registry
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.network import weights
+from u2export.onnx_graph.trace import INPUT_NAME, SALIENCY_NAME
+from u2export.system.hardware import usable_cpus
 
 BLOCK_SECONDS, LEAST = 0.5, 3
 APP = "OpenVINO's benchmark_app, float32"
@@ -169,7 +174,7 @@ PEERS = (
     Peer("ncnn, float32", NCNN, ".onnx", ("--no-deps", "numpy", "ncnn", "pnnx")),
     Peer(
         "MNN, float32",
-        MNN.replace("{input!r}", repr(INPUT)).replace("{output!r}", repr(SALIENCY)),
+        MNN.replace("{input!r}", repr(INPUT_NAME)).replace("{output!r}", repr(SALIENCY_NAME)),
         ".onnx",
         ("numpy", "MNN"),
     ),
@@ -226,9 +231,11 @@ class Rival:
         self._process.wait()
 
 
-def measured(worker: Worker) -> list[float]:
+def measured(worker: WorkerProcess) -> list[float]:
     """Samples of one turn of ours, ms."""
-    found: list[float] = worker.ask("block", seconds=BLOCK_SECONDS, least=LEAST)["samples"]
+    found: list[float] = worker.call("measure_block", seconds=BLOCK_SECONDS, min_samples=LEAST)[
+        "samples"
+    ]
     return found
 
 
@@ -259,22 +266,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = [
-            build.build(backend, ExportSpec(model, 320, precision), source, folder)
+            build_artifact(backend, ExportSpec(model, 320, precision), source, folder)
             for backend in ("onnx", "openvino")
             for precision in (Precision.FP32, Precision.FP16)
         ]
-        torch_file = build.build("torch", ExportSpec(model, 320), source, folder).path
+        torch_file = build_artifact("torch", ExportSpec(model, 320), source, folder).path
         files = {one.path.suffix: one.path for one in reversed(ours)}
         files = {suffix: path for suffix, path in files.items() if "fp32" in path.name}
         files[".safetensors"] = torch_file
-        pictures = drawn_pictures(folder)
-        x = preprocess(open_picture(pictures[0]), model.picture)
+        pictures = write_synthetic_images(folder)
+        x = preprocess(open_image(pictures[0]), model.picture)
         np.save(folder / "x.npy", x)
         with registry.open_runner(source) as runner:
             expected = runner(x)[0, 0]
         workers = {
-            f"u2export, {one.path.name}": Worker(
-                Assignment(artifact=one.path, backend=one.backend, inputs=folder / "x.npy")
+            f"u2export, {one.path.name}": WorkerProcess(
+                WorkerSpec(artifact=one.path, backend=one.backend, inputs=folder / "x.npy")
             )
             for one in ours
         }
@@ -302,7 +309,7 @@ def main() -> None:
                         del turns[label], blocks[label]
             masks = {label: np.load(rival.answer) for label, rival in rivals.items()}
             for label, worker in workers.items():
-                worker.ask("answers", path=str(folder / "ours.npz"))
+                worker.call("save_saliency", path=str(folder / "ours.npz"))
                 masks[label] = np.load(folder / "ours.npz")["0/0"]
         finally:
             for worker in workers.values():
@@ -327,10 +334,10 @@ def _rows(
     baseline = blocks["onnxruntime as it comes"]
     rows: dict[str, dict[str, object]] = {}
     for label, taken in blocks.items():
-        found = stats.ratio(taken, baseline)
-        difference = compare(expected, masks[label]) if label in masks else None
+        found = stats.latency_ratio(taken, baseline)
+        difference = compare_maps(expected, masks[label]) if label in masks else None
         rows[label] = {
-            "median ms": round(stats.latency(taken).median, 1),
+            "median ms": round(stats.summarize_latency(taken).median, 1),
             "against onnxruntime": round(found.value, 3),
             "95 %": f"{found.low:.3f} to {found.high:.3f}",
             "mask IoU": round(difference.mask_iou, 4) if difference else "not compared",

@@ -25,11 +25,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from u2export import build, pipeline, run, weights
-from u2export.drawn import draw
-from u2export.finish import Finish, finished
-from u2export.metrics import boundary_f, iou
-from u2export.spec import MODELS, ExportSpec, Refine
+from u2export.compare.metrics import boundary_f, iou
+from u2export.core.enums import Refine
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.compose import Composition, compose
+from u2export.images.decode import open_image
+from u2export.images.postprocess import stretch_saliency
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.inference.segmenter import load
+from u2export.network import weights
 
 SIZE = (4000, 3000)
 SEED = 6_000_000
@@ -39,7 +46,7 @@ NEAR = 8  # pixels, 0.2 % of the longer side
 
 def photographed(seed: int) -> tuple[bytes, np.ndarray]:
     """A JPEG of a drawn picture, and its exact mask in [0,1]."""
-    drawn = draw(seed, SIZE)
+    drawn = draw_image(seed, SIZE)
     grain = np.random.default_rng(seed).standard_normal(SIZE[::-1], np.float32)
     values = np.asarray(drawn.picture, np.float32) + GRAIN * grain[..., None]
     file = io.BytesIO()
@@ -70,18 +77,20 @@ def main() -> None:
     found: dict[str, dict[str, list[float]]] = {str(how): {} for how in Refine}
     with tempfile.TemporaryDirectory() as name:
         source = weights.find(model, args.weights)
-        path = build.build("onnx", ExportSpec(model, model.picture.size), source, Path(name)).path
+        path = build_artifact(
+            "onnx", ExportSpec(model, model.picture.size), source, Path(name)
+        ).path
         file = Path(name) / "picture.jpg"
-        with run.load(path) as segment:
+        with load(path) as segment:
             for place in track(range(args.pictures), "pictures"):
                 content, exact = photographed(SEED + place)
                 file.write_bytes(content)
-                picture = pipeline.open_picture(io.BytesIO(content))
-                x = pipeline.preprocess(picture, segment.spec)
-                saliency = pipeline.stretch(segment.saliency(x)[0], segment.spec)
+                picture = open_image(io.BytesIO(content))
+                x = preprocess(picture, segment.spec)
+                saliency = stretch_saliency(segment.saliency(x)[0], segment.spec)
                 for how in Refine:
                     begun = time.perf_counter()
-                    result = finished(saliency, SIZE, Finish(refine=how), picture)
+                    result = compose(saliency, SIZE, Composition(refine=how), picture)
                     passed = time.perf_counter() - begun
                     mask = np.asarray(result, np.float32) / 255
                     row = {

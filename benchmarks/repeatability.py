@@ -31,12 +31,19 @@ import numpy as np
 from report import leave
 from rich.progress import track
 
-from u2export import benching, build, registry, weights
-from u2export.bench import stats
-from u2export.bench.crew import Worker
-from u2export.bench.worker import Assignment
-from u2export.pipeline import open_picture, preprocess
-from u2export.spec import MODELS, ExportSpec
+from u2export.benchmark import stats
+from u2export.benchmark.measure import measure_artifacts
+from u2export.benchmark.plan import BenchmarkPlan, write_synthetic_images
+from u2export.benchmark.rounds import BLOCK_SECONDS, MIN_ROUNDS, MIN_SAMPLES, NARROW_HALF_WIDTH
+from u2export.benchmark.worker import WorkerSpec
+from u2export.benchmark.worker_process import WorkerProcess
+from u2export.core import registry
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.network import weights
 
 DEMO = MODELS["u2netp-demo"]
 SIZE = 128  # pixels: small, so that a hundred trials take minutes
@@ -51,7 +58,7 @@ BARE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from u2export import registry
+from u2export.core import registry
 warm, x = (one[None] for one in np.load(sys.argv[2])[:2])
 runner = registry.open_runner(registry.open_artifact(Path(sys.argv[1])))
 for _ in sys.stdin:
@@ -63,12 +70,12 @@ for _ in sys.stdin:
 SEED = 5
 
 
-def assigned(path: Path, pictures: tuple[Path, ...]) -> Assignment:
+def assigned(path: Path, pictures: tuple[Path, ...]) -> WorkerSpec:
     """What a worker is told; the pictures as the network takes them lie beside the file."""
     artifact, inputs = registry.open_artifact(path), path.with_suffix(".npy")
     spec = artifact.facts.picture
-    np.save(inputs, np.concatenate([preprocess(open_picture(one), spec) for one in pictures]))
-    return Assignment(artifact=path, backend=artifact.backend, inputs=inputs)
+    np.save(inputs, np.concatenate([preprocess(open_image(one), spec) for one in pictures]))
+    return WorkerSpec(artifact=path, backend=artifact.backend, inputs=inputs)
 
 
 def trials(path: Path, pictures: tuple[Path, ...], count: int, most: int) -> dict[str, object]:
@@ -84,16 +91,16 @@ def trials(path: Path, pictures: tuple[Path, ...], count: int, most: int) -> dic
         waited: list[list[float]] = [[], [], []]
         while len(taken[0]) < most:
             for place in order.sample(range(3), 3):
-                found = crew[place].ask(
-                    "block", seconds=benching.BLOCK_SECONDS, least=benching.LEAST_SAMPLES
+                found = crew[place].call(
+                    "measure_block", seconds=BLOCK_SECONDS, min_samples=MIN_SAMPLES
                 )
                 taken[place].append(found["samples"])
-                waited[place].append(found["waited"])
-            calm = stats.calm(waited)
+                waited[place].append(found["waiting_share"])
+            calm = stats.undisturbed_rounds(waited)
             kept = [[row[place] for place in calm] for row in taken]
-            pairs = [stats.ratio(kept[place], kept[0]) for place in (1, 2)]
-            narrow = max(pair.half_width for pair in pairs) <= benching.NARROW
-            if narrow and len(calm) >= benching.FEWEST_ROUNDS:
+            pairs = [stats.latency_ratio(kept[place], kept[0]) for place in (1, 2)]
+            narrow = max(pair.half_width for pair in pairs) <= NARROW_HALF_WIDTH
+            if narrow and len(calm) >= MIN_ROUNDS:
                 break
         same.add(pairs[0], len(taken[0]))
         slower.add(pairs[1], len(taken[0]))
@@ -136,9 +143,9 @@ class Trials:
         }
 
 
-def hired(*wanted: Assignment) -> list[Worker]:
+def hired(*wanted: WorkerSpec) -> list[WorkerProcess]:
     """Workers that have loaded."""
-    crew = [Worker(one) for one in wanted]
+    crew = [WorkerProcess(one) for one in wanted]
     for worker in crew:
         worker.open()
     return crew
@@ -160,8 +167,8 @@ def under_load(paths: tuple[Path, ...], seconds: float) -> dict[str, object]:
     thread = Thread(target=load, args=(stop,))
     thread.start()
     try:
-        plan = benching.Plan(paths, seconds=seconds)
-        reports = [benching.measure(plan)[0] for _ in range(2)]
+        plan = BenchmarkPlan(paths, seconds=seconds)
+        reports = [measure_artifacts(plan)[0] for _ in range(2)]
     finally:
         stop.set()
         thread.join()
@@ -186,7 +193,7 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
         ours.append([])
         bare.append([])
         with (
-            Worker(wanted) as worker,
+            WorkerProcess(wanted) as worker,
             subprocess.Popen(words, stdin=PIPE, stdout=PIPE, text=True) as loop,
         ):
             worker.open()
@@ -195,16 +202,18 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
             for turn in range(OVERHEAD_ROUNDS):
                 for party in ("ours", "bare")[:: 1 if turn % 2 else -1]:
                     if party == "ours":
-                        ours[-1] += worker.ask("block", seconds=0.0, least=1)["samples"]
+                        ours[-1] += worker.call("measure_block", seconds=0.0, min_samples=1)[
+                            "samples"
+                        ]
                         continue
                     print(flush=True, file=loop.stdin)
                     bare[-1].append(float(loop.stdout.readline()))
-    ratio = stats.ratio(ours, bare)
-    code = "from u2export.bench import worker; worker.main()"
+    ratio = stats.latency_ratio(ours, bare)
+    code = "from u2export.benchmark import worker; worker.main()"
     orders = [
-        {"order": "open", "given": wanted.model_dump(mode="json")},
-        {"order": "block", "given": {"seconds": 1, "least": 3}},
-        {"order": "memory"},
+        {"command": "open", "arguments": wanted.model_dump(mode="json")},
+        {"command": "measure_block", "arguments": {"seconds": 1, "min_samples": 3}},
+        {"command": "measure_memory"},
     ]
     done = subprocess.run(
         ["/usr/bin/time", "-f", "%M", sys.executable, "-c", code],
@@ -213,7 +222,7 @@ def overhead(path: Path, pictures: tuple[Path, ...]) -> dict[str, object]:
         text=True,
         check=True,
     )
-    told = json.loads(done.stdout.splitlines()[-1])["peak"]
+    told = json.loads(done.stdout.splitlines()[-1])["peak_mb"]
     theirs = int(re.findall(r"^\d+$", done.stderr, re.MULTILINE)[-1]) * 1024 / 1e6
     return {
         "harness by bare loop": [round(v, 4) for v in (ratio.value, ratio.low, ratio.high)],
@@ -234,12 +243,12 @@ def main() -> None:
     source = weights.find(DEMO)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small = build.build("openvino", ExportSpec(DEMO, SIZE), source, folder)
+        small = build_artifact("openvino", ExportSpec(DEMO, SIZE), source, folder)
         whole = [
-            build.build(backend, ExportSpec(DEMO, 320), source, folder)
+            build_artifact(backend, ExportSpec(DEMO, 320), source, folder)
             for backend in ("onnx", "openvino")
         ]
-        pictures = benching.drawn_pictures(folder)
+        pictures = write_synthetic_images(folder)
         parts: dict[str, Callable[[], dict[str, object]]] = {
             "overhead": lambda: overhead(whole[0].path, pictures),
             "trials": lambda: trials(small.path, pictures, args.trials, args.rounds),

@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from u2export.machine import usable_cpus
+from u2export.system.hardware import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("u2export", "torch", "onnx", "onnxruntime", "onnxsim", "openvino", "tensorrt_rtx")

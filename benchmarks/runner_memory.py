@@ -50,7 +50,7 @@ print(json.dumps([memory[0], memory[1], memory[-1], sorted(times[2:])[5]]))
 
 def main() -> None:
     """Measure, leave the figures."""
-    from u2export.machine import usable_cpus
+    from u2export.system.hardware import usable_cpus
 
     found: dict[str, dict[str, object]] = {}
     for path in map(Path, sys.argv[1:]):

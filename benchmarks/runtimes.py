@@ -24,17 +24,21 @@ import torch
 from author_masks import MODEL, summary, u2export
 from report import leave
 
-from u2export import checkpoint, registry, weights
-from u2export.metrics import compare
-from u2export.pipeline import open_picture, preprocess
-from u2export.spec import ExportSpec, PictureSpec, Precision
+from u2export.compare.metrics import compare_maps
+from u2export.core import registry
+from u2export.core.enums import Precision
+from u2export.core.models import PictureSpec
+from u2export.core.requests import ExportSpec
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.network import checkpoint, weights
 
 STARTS = 7
 # Opens the artifact and infers once; prints the seconds for opening, and for the first inference.
 START = """
 import sys, time, numpy as np
 from pathlib import Path
-from u2export import registry
+from u2export.core import registry
 import openvino
 artifact = registry.open_artifact(Path(sys.argv[1]))
 x = np.zeros((1, 3, artifact.facts.size, artifact.facts.size), np.float32)
@@ -61,8 +65,8 @@ print(time.perf_counter() - begun)
 
 def kept(out: Path, given: Path, pictures: list[Path]) -> dict[str, object]:
     """Compare what runs here with PyTorch."""
-    inputs = [preprocess(open_picture(path), PictureSpec()) for path in pictures]
-    network = checkpoint.network(weights.find(MODEL, str(given)), print)
+    inputs = [preprocess(open_image(path), PictureSpec()) for path in pictures]
+    network = checkpoint.load_network(weights.find(MODEL, str(given)), print)
     with torch.inference_mode():
         references = [network(torch.tensor(x)).numpy()[0, 0] for x in inputs]
     found: dict[str, object] = {}
@@ -70,7 +74,7 @@ def kept(out: Path, given: Path, pictures: list[Path]) -> dict[str, object]:
         with registry.open_runner(registry.open_artifact(path)) as runner:
             maps = [runner(x)[0, 0] for x in inputs]
             ran = runner.executed()
-        differences = [compare(a, b) for a, b in zip(references, maps, strict=True)]
+        differences = [compare_maps(a, b) for a, b in zip(references, maps, strict=True)]
         found[path.name] = {
             **summary(differences),
             "ran": ran.summary(),
@@ -82,7 +86,7 @@ def kept(out: Path, given: Path, pictures: list[Path]) -> dict[str, object]:
 
 def engines(parents: dict[str, Path], out: Path) -> dict[str, object]:
     """Build each engine twice; give seconds, size, and whether the bytes are equal."""
-    from u2export.backends import tensorrt
+    from u2export.backends.tensorrt.build import export
 
     found: dict[str, object] = {}
     for name, parent in parents.items():
@@ -93,7 +97,7 @@ def engines(parents: dict[str, Path], out: Path) -> dict[str, object]:
         seconds, digests = [], []
         for place in ("one.engine", "two.engine"):
             begun = time.perf_counter()
-            tensorrt.export(artifact, spec, out / place)
+            export(artifact, spec, out / place)
             seconds.append(round(time.perf_counter() - begun, 2))
             digests.append(hashlib.sha256((out / place).read_bytes()).hexdigest())
         found[name] = {

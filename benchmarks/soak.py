@@ -3,9 +3,9 @@
     python benchmarks/soak.py [--pictures 2000] [--frames 10000] [--size 128]
         [--backends onnx openvino torch]
 
-Pictures go from JPEG to PNG through `run.process`, as in `u2export run`; frames through
-`video.convert`. Each backend has a process of its own, which tells its resident memory as it goes.
-Growth is what the last half's memory gains: its last tenth against its first tenth, by medians.
+Pictures go from JPEG to PNG through `process.process_images`, as in `u2export run`; frames through
+`video.convert_video`. Each backend has a process of its own, which tells its resident memory as it
+goes. Growth is what the last half's memory gains: its last tenth against its first, by medians.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from u2export import build, run, video, weights
-from u2export.drawn import draw
-from u2export.spec import MAX_THREADS, MODELS, ExportSpec
+from u2export.core.models import MODELS
+from u2export.core.requests import MAX_THREADS, ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.synthetic import draw_image
+from u2export.inference import video
+from u2export.inference.process import process_images
+from u2export.inference.segmenter import load
+from u2export.network import weights
 
 BACKENDS = ("onnx", "openvino", "torch")
 PICTURES = 40  # different ones, taken again and again
@@ -52,9 +57,9 @@ def pictures(path: Path, folder: Path, count: int) -> list[float]:
     """MB after each picture."""
     names = sorted(folder.glob("*.jpg"))
     process, found = psutil.Process(), []
-    with run.load(path, at_once=MAX_THREADS) as segment, tempfile.TemporaryDirectory() as out:
+    with load(path, at_once=MAX_THREADS) as segment, tempfile.TemporaryDirectory() as out:
         turns = ((one, Path(out, f"{one.stem}.png")) for one in itertools.cycle(names))
-        for done in run.process(segment, itertools.islice(turns, count)):
+        for done in process_images(segment, itertools.islice(turns, count)):
             if done.error:
                 raise RuntimeError(done.error)
             found.append(process.memory_info().rss / 1e6)
@@ -67,7 +72,9 @@ class _Frames(io.RawIOBase):
 
     def __init__(self, size: tuple[int, int], count: int) -> None:
         rng = np.random.default_rng(SEED)
-        self._frames = [draw(int(s), size).picture.tobytes() for s in rng.integers(1e6, size=8)]
+        self._frames = [
+            draw_image(int(s), size).picture.tobytes() for s in rng.integers(1e6, size=8)
+        ]
         self._left, self.found = count, [0.0] * 0
         self._process = psutil.Process()
 
@@ -82,10 +89,10 @@ class _Frames(io.RawIOBase):
 
 def frames(path: Path, count: int) -> list[float]:
     """MB at each frame."""
-    reel = video.Reel((320, 240), cutout=True, smooth=0.5)
+    reel = video.FrameFormat((320, 240), cutout=True, smooth=0.5)
     source = _Frames(reel.size, count)
-    with run.load(path, at_once=MAX_THREADS) as segment, open("/dev/null", "wb") as sink:
-        if video.convert(segment, source, sink, reel) != count:
+    with load(path, at_once=MAX_THREADS) as segment, open("/dev/null", "wb") as sink:
+        if video.convert_video(segment, source, sink, reel) != count:
             raise RuntimeError("frames were lost")
     return source.found
 
@@ -140,11 +147,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as tick:
         home, model = Path(name), MODELS["u2netp-demo"]
         for place, size in enumerate(sizes()):
-            draw(SEED + place, size).picture.save(home / f"{place:02}.jpg", quality=92)
+            draw_image(SEED + place, size).picture.save(home / f"{place:02}.jpg", quality=92)
         for backend in args.backends:
             size = args.size if backend != "torch" else model.picture.size
             source = weights.find(model)
-            path = build.build(backend, ExportSpec(model, size), source, home).path
+            path = build_artifact(backend, ExportSpec(model, size), source, home).path
             jobs = {"pictures": args.pictures}
             if backend == "onnx" and args.frames:
                 jobs["frames"] = args.frames

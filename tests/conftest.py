@@ -11,10 +11,15 @@ import pytest
 import traces
 from filelock import FileLock
 
-from u2export import build, machine, registry, weights
-from u2export.artifact import Artifact
-from u2export.drawn import draw
-from u2export.spec import MODELS, ExportSpec, Precision
+from u2export.core import registry
+from u2export.core.artifact import Artifact
+from u2export.core.enums import Precision
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec
+from u2export.export.build import build_artifact
+from u2export.images.synthetic import draw_image
+from u2export.network import weights
+from u2export.system import hardware
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEMO = MODELS["u2netp-demo"]
@@ -58,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {}
     if not SHARED.is_dir():
         missing["shared"] = "needs ../shared (real weights and photographs): not here"
-    if no_gpu := machine.cuda().reason:
+    if no_gpu := hardware.query_cuda().reason:
         missing["gpu"] = f"needs an NVIDIA GPU: {no_gpu}"
     for item in items:
         for marker, reason in missing.items():
@@ -105,10 +110,10 @@ def folder_of_traces(common: Path, pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _a_network_is_traced_once(folder_of_traces: Path):
-    from u2export.graph import trace
+    from u2export.onnx_graph import trace
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "trace", traces.once(trace.trace, folder_of_traces))
+        patch.setattr(trace, "trace_network", traces.once(trace.trace_network, folder_of_traces))
         yield
 
 
@@ -135,7 +140,7 @@ def exported(common: Path, pytestconfig: pytest.Config) -> Path:
         for backend in _backends(pytestconfig):
             for precision in (Precision.FP32, Precision.FP16):
                 if precision in registry.load(backend).precisions:
-                    build.build(backend, ExportSpec(DEMO, 320, precision), source, out)
+                    build_artifact(backend, ExportSpec(DEMO, 320, precision), source, out)
 
     return _made_once(common / "-".join(["exported", *_backends(pytestconfig)]), make)
 
@@ -147,10 +152,10 @@ def small(common: Path, pytestconfig: pytest.Config) -> Path:
     def make(out: Path) -> None:
         source = weights.find(DEMO)
         for name in _backends(pytestconfig):
-            options = registry.load(name).options
+            options = registry.load(name).export_options
             free = None if "batch" in options else 1
             size = SMALL if "size" in options else 320
-            build.build(name, ExportSpec(DEMO, size, batch=free), source, out)
+            build_artifact(name, ExportSpec(DEMO, size, batch=free), source, out)
 
     return _made_once(common / "-".join(["small", *_backends(pytestconfig)]), make)
 
@@ -169,7 +174,7 @@ def fp32(exported: Path) -> Artifact:
 @pytest.fixture(scope="session")
 def picture_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "drawn.png"
-    draw(1_000_310, (200, 150)).picture.save(path)
+    draw_image(1_000_310, (200, 150)).picture.save(path)
     return path
 
 

@@ -22,11 +22,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from u2export import machine
-from u2export.backends import tensorrt
-from u2export.cudacall import CudaRuntime
+from u2export.backends.tensorrt import flavours
+from u2export.backends.tensorrt.cuda import CudaRuntime
+from u2export.backends.tensorrt.flavours import RTX, load_library
+from u2export.system import hardware
 
-GPU = machine.Gpu("Acted GPU", (8, 6))
+GPU = hardware.Gpu("Acted GPU", (8, 6))
 INVALID_VALUE, CAPTURE_FAULT = 1, 900
 
 
@@ -338,12 +339,12 @@ class FakeTensorrt:
 
 def act(patch: pytest.MonkeyPatch, folder: Path) -> tuple[FakeCuda, FakeTensorrt]:
     """Let TensorRT's runner meet an acted GPU that knows the engines of a folder."""
-    real, _ = tensorrt._library(tensorrt.RTX)
+    real, _ = load_library(RTX)
     cuda = FakeCuda()
     library = FakeTensorrt(cuda, real.__version__)
     library.learn(folder)
     logger = SimpleNamespace(lines=[])
-    patch.setattr(tensorrt, "_library", lambda flavour: (library, logger))
-    patch.setattr(tensorrt, "cuda", lambda: machine.Cuda((GPU,), "12.8"))
+    patch.setattr(flavours, "load_library", lambda flavour: (library, logger))
+    patch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((GPU,), "12.8"))
     patch.setattr(CudaRuntime, "load", classmethod(lambda cls: cls(cuda)))
     return cuda, library

@@ -20,7 +20,9 @@ import numpy as np
 import psutil
 import pytest
 
-from u2export import machine, registry
+from u2export.core import registry
+from u2export.core.backend import Runner
+from u2export.system import hardware
 
 BLOCK = 40
 # Members of glibc's `struct mallinfo2`, in their order.
@@ -33,7 +35,7 @@ def main(path: Path, size: int) -> None:
     artifact = dataclasses.replace(artifact, facts=artifact.facts.model_copy(update={"size": size}))
     x = np.zeros((1, 3, size, size), np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        if artifact.backend == "tensorrt" and not machine.cuda().gpus:
+        if artifact.backend == "tensorrt" and not hardware.query_cuda().gpus:
             fakes.act(patch, path.parent)
         with registry.open_runner(artifact) as runner:
             lowest = [_lowest(runner, x) for _ in range(7)]
@@ -42,7 +44,7 @@ def main(path: Path, size: int) -> None:
     print(max(last - second for second, last in zip(lowest[1], lowest[-1], strict=True)))
 
 
-def _lowest(runner: registry.Runner, x: np.ndarray) -> tuple[int, int]:
+def _lowest(runner: Runner, x: np.ndarray) -> tuple[int, int]:
     process, occupied, used = psutil.Process(), [], []
     for _ in range(BLOCK):
         runner(x)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from u2export import artifact as artifacts
-from u2export import registry
+from u2export.core import registry
+from u2export.core.artifact import _read_manifest, manifest_path
+from u2export.core.digest import DIGEST_PREFIX
 from u2export.errors import ArtifactError, InputError
+from u2export.system.files import check_writable, write_text
 
 NAMES = ("u2netp-demo-fp32.onnx", "u2netp-demo-fp16.onnx", "u2netp-demo-fp32.safetensors")
 
@@ -37,11 +39,11 @@ def _flip(path: Path, position: int) -> bytes:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_changed_byte_of_a_manifest_is_found(copy, name: str):
     path = copy(name)
-    manifest = artifacts.manifest_path(path)
+    manifest = manifest_path(path)
     for position in range(manifest.stat().st_size):
         before = _flip(manifest, position)
         with pytest.raises(ArtifactError):
-            artifacts._read_manifest(manifest)
+            _read_manifest(manifest)
         manifest.write_bytes(before)
     assert registry.open_artifact(path).facts.model == "u2netp-demo"
 
@@ -66,7 +68,7 @@ def test_every_changed_byte_of_the_embedded_facts_is_found(copy, name: str):
     path = copy(name, alone=True)
     content = path.read_bytes()
     start = content.index(b"schema_version") - 2
-    mark = content.rindex(artifacts.DIGEST_MARK.encode())
+    mark = content.rindex(DIGEST_PREFIX.encode())
     for position in [*range(start, start + 200, 7), *range(mark, mark + 79, 3)]:
         before = _flip(path, position)
         with pytest.raises(ArtifactError):
@@ -82,7 +84,7 @@ def test_a_truncated_file_is_found_with_and_without_manifest(copy, name: str):
         with pytest.raises(ArtifactError):
             registry.open_artifact(path)
         path.unlink()
-        artifacts.manifest_path(path).unlink(missing_ok=True)
+        manifest_path(path).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +97,7 @@ def test_a_lone_file_carries_the_facts_of_its_manifest(copy, exported: Path, nam
 
 def test_a_manifest_of_a_newer_schema_is_refused_by_its_number(copy):
     path = copy(NAMES[0])
-    manifest = artifacts.manifest_path(path)
+    manifest = manifest_path(path)
     document = json.loads(manifest.read_text())
     document["schema_version"] = 2
     document["something_new"] = True
@@ -106,7 +108,7 @@ def test_a_manifest_of_a_newer_schema_is_refused_by_its_number(copy):
 
 def test_a_manifest_of_another_artifact_is_refused(copy, exported: Path):
     path = copy(NAMES[0])
-    shutil.copy(exported / f"{NAMES[1]}.json", artifacts.manifest_path(path))
+    shutil.copy(exported / f"{NAMES[1]}.json", manifest_path(path))
     shutil.copy(exported / NAMES[1], path.with_name(NAMES[1]))
     with pytest.raises(ArtifactError, match="is not the manifest of u2netp-demo-fp32"):
         registry.open_artifact(path)
@@ -135,19 +137,19 @@ def test_the_file_says_in_plain_words_how_to_feed_it(exported: Path):
 
 def test_places_are_looked_at_before_the_work(tmp_path: Path):
     (tmp_path / "file").write_text("old")
-    artifacts.check_places(None, tmp_path / "new", tmp_path / "a" / "b", tmp_path / "file")
+    check_writable(None, tmp_path / "new", tmp_path / "a" / "b", tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(InputError, match="it is a folder"):
-        artifacts.check_places(tmp_path / "new", tmp_path)
+        check_writable(tmp_path / "new", tmp_path)
     with pytest.raises(InputError, match="file is no folder"):
-        artifacts.check_places(tmp_path / "file" / "a" / "b")
+        check_writable(tmp_path / "file" / "a" / "b")
 
 
 def test_a_pipe_is_a_place(tmp_path: Path):
     reading, writing = os.pipe()
     place = Path(f"/dev/fd/{writing}")
-    artifacts.check_places(place)
-    artifacts.write_text(place, "a report")
+    check_writable(place)
+    write_text(place, "a report")
     os.close(writing)
     assert os.read(reading, 100) == b"a report"
     os.close(reading)
@@ -156,4 +158,4 @@ def test_a_pipe_is_a_place(tmp_path: Path):
 def test_a_folder_that_may_not_be_changed_is_no_place(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(InputError, match="may not be changed"):
-        artifacts.check_places(tmp_path / "new")
+        check_writable(tmp_path / "new")

@@ -16,10 +16,14 @@ from conftest import SMALL
 from onnx import TensorProto, helper
 from overlap import Overlap
 
-from u2export import inspection, machine, registry
-from u2export.backends import onnx as onnx_backend
 from u2export.backends import torch as torch_backend
-from u2export.drawn import draw
+from u2export.backends.onnx import backend as onnx_backend
+from u2export.backends.onnx.profile import parse_kernel
+from u2export.core import registry
+from u2export.core.enums import Device, Precision
+from u2export.core.models import PictureSpec
+from u2export.core.requests import RunRequest
+from u2export.diagnostics.inspect import inspect_artifact
 from u2export.errors import (
     ArtifactError,
     DependencyError,
@@ -27,15 +31,16 @@ from u2export.errors import (
     InputError,
     ParityError,
 )
-from u2export.pipeline import preprocess
-from u2export.spec import Device, PictureSpec, Precision
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.system import hardware
 
-GPU = machine.Gpu("Acted GPU", (8, 6))
+GPU = hardware.Gpu("Acted GPU", (8, 6))
 
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return preprocess(draw(1_000_004).picture, PictureSpec())
+    return preprocess(draw_image(1_000_004).picture, PictureSpec())
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def reference(exported: Path):
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16])
 def test_pytorch_computes_in_what_is_demanded(reference, picture, precision):
     with (
-        registry.open_runner(reference, precision=precision) as low,
+        registry.open_runner(reference, RunRequest(precision=precision)) as low,
         registry.open_runner(reference) as full,
     ):
         account = low.executed()
@@ -69,11 +74,11 @@ def test_pytorch_names_its_modules(reference):
 def test_compiling_is_asked_of_pytorch_and_of_nobody_else(reference, exported: Path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda network, mode: asked.append(mode) or network)
-    registry.open_runner(reference, compiled=True).close()
+    registry.open_runner(reference, RunRequest(compiled=True)).close()
     assert asked == ["default"]
     with pytest.raises(InputError, match="the onnx backend has no option compiled"):
         registry.open_runner(
-            registry.open_artifact(exported / "u2netp-demo-fp32.onnx"), compiled=True
+            registry.open_artifact(exported / "u2netp-demo-fp32.onnx"), RunRequest(compiled=True)
         )
 
 
@@ -87,7 +92,7 @@ def test_compiling_is_asked_of_pytorch_and_of_nobody_else(reference, exported: P
 def test_a_precision_that_a_runtime_never_has_is_refused(exported, suffix, precision, sentence):
     artifact = registry.open_artifact(exported / f"u2netp-demo-fp32{suffix}")
     with pytest.raises(InputError, match=sentence):
-        registry.open_runner(artifact, precision=precision)
+        registry.open_runner(artifact, RunRequest(precision=precision))
 
 
 def test_half_precision_that_onnxruntime_computes_in_float32_is_told(exported: Path):
@@ -97,28 +102,28 @@ def test_half_precision_that_onnxruntime_computes_in_float32_is_told(exported: P
         account = runner.executed()
     assert account.summary() == "stored fp16, computed fp32 on cpu"
     with pytest.raises(ParityError, match=r"asked to compute in fp16 on cpu, but \d+ of \d+"):
-        registry.open_runner(artifact, precision=Precision.FP16)
-    assert inspection.inspect(artifact.path).complaint == ""
+        registry.open_runner(artifact, RunRequest(precision=Precision.FP16))
+    assert inspect_artifact(artifact.path).complaint == ""
 
 
 def test_onnxruntimes_silent_fallback_to_the_cpu_is_refused(exported: Path, monkeypatch):
     """As with a CUDA build whose libraries are missing: it says so in its log and goes on."""
     providers = [*ort.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(onnx_backend, "cuda", lambda: machine.Cuda((GPU,), "12.8"))
+    monkeypatch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((GPU,), "12.8"))
     artifact = registry.open_artifact(exported / "u2netp-demo-fp32.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DependencyError, match="fell back to CPUExecutionProvider"):
-            registry.open_runner(artifact, Device.CUDA)
+            registry.open_runner(artifact, RunRequest(Device.CUDA))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's PyTorch has a GPU")
 def test_a_build_without_cuda_says_what_to_install(exported: Path):
     if torch.version.cuda is None:
-        assert "was built without CUDA" in torch_backend.missing_device(Device.CUDA)
+        assert "was built without CUDA" in torch_backend.unavailable_reason(Device.CUDA)
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        told = onnx_backend.missing_device(Device.CUDA)
+        told = onnx_backend.unavailable_reason(Device.CUDA)
         assert "pip install 'u2export[onnxruntime-gpu]'" in told
 
 
@@ -126,7 +131,7 @@ def test_a_build_without_cuda_says_what_to_install(exported: Path):
 @pytest.mark.parametrize("precision", [None, Precision.FP16, Precision.BF16])
 def test_pytorch_on_cuda_computes_there_in_what_is_asked(reference, picture, precision):
     with (
-        registry.open_runner(reference, Device.CUDA, precision=precision) as there,
+        registry.open_runner(reference, RunRequest(Device.CUDA, precision=precision)) as there,
         registry.open_runner(reference) as here,
     ):
         assert there.executed().share_of_macs() == {f"{precision or 'fp32'} on cuda": 1.0}
@@ -135,7 +140,7 @@ def test_pytorch_on_cuda_computes_there_in_what_is_asked(reference, picture, pre
 
 @pytest.mark.gpu
 def test_pytorch_on_cuda_is_timed_by_its_events(reference, picture):
-    with registry.open_runner(reference, Device.CUDA) as runner:
+    with registry.open_runner(reference, RunRequest(Device.CUDA)) as runner:
         found = runner.on_device(picture, 20)
         begun = time.perf_counter()
         runner(picture)
@@ -147,9 +152,9 @@ def test_pytorch_on_cuda_is_timed_by_its_events(reference, picture):
 @pytest.mark.gpu
 def test_onnxruntime_on_cuda_computes_there(exported: Path, picture):
     artifact = registry.open_artifact(exported / "u2netp-demo-fp16.onnx")
-    if onnx_backend.missing_device(Device.CUDA):
-        pytest.skip(onnx_backend.missing_device(Device.CUDA))
-    with registry.open_runner(artifact, Device.CUDA) as runner:
+    if onnx_backend.unavailable_reason(Device.CUDA):
+        pytest.skip(onnx_backend.unavailable_reason(Device.CUDA))
+    with registry.open_runner(artifact, RunRequest(Device.CUDA)) as runner:
         assert runner.executed().share_of_macs() == {"fp16 on cuda": 1.0}
 
 
@@ -162,7 +167,7 @@ def test_a_call_of_onnxruntime_has_two_threads_where_there_are(
 ):
     """Each of the calls at once adds its own thread to the pool, which counts one of them."""
     with registry.open_runner(
-        registry.open_artifact(quick), threads=threads, streams=streams
+        registry.open_artifact(quick), RunRequest(threads=threads, streams=streams)
     ) as runner:
         session = runner._session
         options = session.get_session_options()
@@ -216,7 +221,7 @@ def test_a_foreign_half_precision_file_is_taken_as_what_it_is(command, foreign_h
     told = command("inspect", foreign_half, "--model", "u2netp")
     assert told.returncode == 0, told.stderr
     assert "stored unknown, computed fp32 on cpu" in told.stdout
-    found = registry.surveyed(registry.open_artifact(foreign_half, "u2netp"))
+    found = registry.with_runtime_facts(registry.open_artifact(foreign_half, "u2netp"))
     assert found.facts.precision is Precision.FP16
 
 
@@ -238,9 +243,9 @@ def test_a_kernel_of_unusual_types_is_not_taken_for_a_move():
         "input_type_shape": [{"double": [2, 2]}, {"double": [2, 2]}],
         "output_type_shape": [{"double": [2, 2]}],
     }
-    layer = onnx_backend._layer("m_kernel_time", notes)
+    layer = parse_kernel("m_kernel_time", notes)
     assert (layer.precision, layer.moves) == ("fp64", False)
-    silent = onnx_backend._layer("m", {**notes, "input_type_shape": [], "output_type_shape": []})
+    silent = parse_kernel("m", {**notes, "input_type_shape": [], "output_type_shape": []})
     assert (silent.precision, silent.moves) == ("unknown", False)
 
 
@@ -255,10 +260,10 @@ def test_a_runtime_that_fails_while_computing_is_our_error(exported, picture, mo
         if suffix == "onnx":
             monkeypatch.setattr(runner, "_session", SimpleNamespace(run=fail))
         elif suffix == "xml":
-            runner._free.get()
-            runner._free.put(SimpleNamespace(infer=fail))
+            runner._idle_requests.get()
+            runner._idle_requests.put(SimpleNamespace(infer=fail))
         else:
-            monkeypatch.setattr(runner, "_call", fail)
+            monkeypatch.setattr(runner, "_forward", fail)
         with pytest.raises(ExportError, match="failed: "):
             runner(picture)
 

@@ -14,15 +14,19 @@ import pytest
 from conftest import DEMO, SMALL
 from onnx import numpy_helper
 
-from u2export import artifact as artifacts
-from u2export import judging, machine, registry, weights
-from u2export.artifact import Artifact
-from u2export.drawn import draw
+from u2export.compare.budgets import BUDGETS
+from u2export.core import registry
+from u2export.core.artifact import Artifact, read_artifact
+from u2export.core.enums import Precision
+from u2export.core.models import PictureSpec
 from u2export.errors import DependencyError, InputError, ParityError
-from u2export.parity.bisect import bisect, table
-from u2export.parity.budgets import BUDGETS
-from u2export.pipeline import preprocess
-from u2export.spec import PictureSpec, Precision
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.network import weights
+from u2export.parity.bisect import bisect_artifact, raise_if_culprit
+from u2export.parity.bisect_report import format_bisection
+from u2export.system import hardware
+from u2export.system.files import file_sha256
 
 FP32 = BUDGETS[Precision.FP32]
 FACTOR = 1.5
@@ -36,7 +40,7 @@ def reference() -> Artifact:
 
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
-    return preprocess(draw(1_000_004).picture, PictureSpec(size=SMALL))
+    return preprocess(draw_image(1_000_004).picture, PictureSpec(size=SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +77,16 @@ def test_a_fault_in_any_of_twenty_modules_is_laid_to_it(whole, reference, x, tmp
     names = _modules(whole)
     assert len(names) == 119
     for module in random.Random(0).sample(names, 20):
-        found = bisect(reference, _faulty(whole, module, FACTOR, tmp_path / "f.onnx"), x, FP32)
+        found = bisect_artifact(
+            reference, _faulty(whole, module, FACTOR, tmp_path / "f.onnx"), x, FP32
+        )
         assert found.culprit == module
         assert not found.unmatched
 
 
 def test_a_whole_export_has_no_culprit(whole, reference, x, tmp_path):
     onnx.save(whole, tmp_path / "w.onnx")
-    found = bisect(reference, _opened(tmp_path / "w.onnx"), x, FP32, whole=True)
+    found = bisect_artifact(reference, _opened(tmp_path / "w.onnx"), x, FP32, all_modules=True)
     assert (found.culprit, found.unmatched, found.over) == ("", (), False)
     assert len(found.modules) == 119
     assert found.agrees < 1e-4
@@ -91,18 +97,18 @@ def test_openvino_is_bisected_too(whole, reference, x, tmp_path, module):
     _faulty(whole, module, FACTOR, tmp_path / "f.onnx")
     model = ov.Core().read_model(tmp_path / "f.onnx")
     ov.save_model(model, tmp_path / "f.xml", compress_to_fp16=False)
-    assert bisect(reference, _opened(tmp_path / "f.xml"), x, FP32).culprit == module
+    assert bisect_artifact(reference, _opened(tmp_path / "f.xml"), x, FP32).culprit == module
 
 
 def test_a_fault_within_the_budget_has_no_culprit_and_is_measured(whole, reference, x, tmp_path):
     candidate = _faulty(whole, "stage1.rebnconvin", 1.001, tmp_path / "f.onnx")
-    found = bisect(reference, candidate, x, BUDGETS[Precision.FP16], whole=True)
+    found = bisect_artifact(reference, candidate, x, BUDGETS[Precision.FP16], all_modules=True)
     assert found.culprit == ""
     # the weights are a thousandth too large, so is what they give before the bias
     errors = {module.name: module.relative_max for module in found.modules}
     assert 2e-4 < errors["stage1.rebnconvin"] < 2e-3
     assert all(m.difference for m in found.modules if m.relative_max > 1e-3)
-    assert bisect(reference, candidate, x, FP32).culprit == "stage1.rebnconvin"
+    assert bisect_artifact(reference, candidate, x, FP32).culprit == "stage1.rebnconvin"
 
 
 def _renamed(model: onnx.ModelProto, old: str, new: str) -> None:
@@ -128,7 +134,7 @@ def test_a_module_without_a_name_is_told_and_a_wrong_name_is_seen(whole, referen
     _renamed(model, "stage1.rebnconv2d", "stage1.rebnconv2")
     _renamed(model, "kept", "stage1.rebnconv2d")
     onnx.save(model, tmp_path / "n.onnx")
-    found = bisect(reference, _opened(tmp_path / "n.onnx"), x, FP32)
+    found = bisect_artifact(reference, _opened(tmp_path / "n.onnx"), x, FP32)
     why = dict(found.unmatched)
     assert set(why) == {"stage1.rebnconv2", "stage1.rebnconv2d", "stage3.rebnconv4"}
     assert why["stage3.rebnconv4"] == "the file has no node or tensor of this name"
@@ -141,13 +147,13 @@ def test_a_fault_that_leaves_nothing_alike_is_still_laid_to_its_module(
 ):
     """All weights change their sign: the tensor is no more like the reference's."""
     candidate = _faulty(whole, "stage2.rebnconvin", -1.0, tmp_path / "f.onnx")
-    found = bisect(reference, candidate, x, FP32)
+    found = bisect_artifact(reference, candidate, x, FP32)
     assert (found.culprit, found.unmatched) == ("stage2.rebnconvin", ())
 
 
 def test_nan_is_laid_to_the_module_it_starts_at(whole, reference, x, tmp_path):
     candidate = _faulty(whole, "stage4.rebnconv3", float("nan"), tmp_path / "f.onnx")
-    found = bisect(reference, candidate, x, FP32)
+    found = bisect_artifact(reference, candidate, x, FP32)
     assert found.culprit == "stage4.rebnconv3"
     errors = {module.name: module.relative_max for module in found.modules}
     assert errors["stage4.rebnconv3"] == float("inf")
@@ -161,34 +167,34 @@ def test_a_fault_outside_of_all_modules_is_still_one(whole, reference, x, tmp_pa
     assert last.op_type == "Sigmoid"
     last.op_type = "Identity"
     onnx.save(model, tmp_path / "f.onnx")
-    found = bisect(reference, _opened(tmp_path / "f.onnx"), x, FP32)
+    found = bisect_artifact(reference, _opened(tmp_path / "f.onnx"), x, FP32)
     assert (found.culprit, found.over) == ("", True)
-    assert "what is wrong lies in none of these" in table(found)
+    assert "what is wrong lies in none of these" in format_bisection(found)
     with pytest.raises(ParityError, match="no module of it alone explains it"):
-        judging.demand_bisected(found)
+        raise_if_culprit(found)
 
 
 def test_another_file_can_be_the_reference(whole, reference, x, small, tmp_path):
     other = registry.open_artifact(small / "u2netp-demo-fp32-64-bN.xml")
     candidate = _faulty(whole, "stage3.rebnconv2", 1.05, tmp_path / "f.onnx")
-    found = bisect(reference, candidate, x, FP32, reference=other)
+    found = bisect_artifact(reference, candidate, x, FP32, reference=other)
     assert (found.culprit, found.unmatched) == ("stage3.rebnconv2", ())
     # against itself, faults and all, nothing is wrong
-    found = bisect(reference, candidate, x, FP32, reference=candidate)
+    found = bisect_artifact(reference, candidate, x, FP32, reference=candidate)
     assert found.culprit == ""
     assert max(module.relative_max for module in found.modules) == 0
 
 
 def test_the_table_names_the_culprit_and_what_feeds_it(whole, reference, x, tmp_path):
     candidate = _faulty(whole, "stage2d.rebnconv1d", FACTOR, tmp_path / "f.onnx")
-    told = table(bisect(reference, candidate, x, FP32))
+    told = format_bisection(bisect_artifact(reference, candidate, x, FP32))
     assert "first over the budget: stage2d.rebnconv1d" in told
     assert "stage1.rebnconvin" in told
 
 
 def test_the_command_names_the_module_with_status_6(command, tmp_path, small, whole):
     path = small / "u2netp-demo-fp32-64-bN.onnx"
-    draw(1_000_004).picture.save(tmp_path / "p.png")
+    draw_image(1_000_004).picture.save(tmp_path / "p.png")
     done = command("bisect", "torch", path, "--picture", "p.png")
     assert done.returncode == 0, done.stderr
     assert "first over the budget: no module" in done.stdout
@@ -198,8 +204,8 @@ def test_the_command_names_the_module_with_status_6(command, tmp_path, small, wh
     item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 2, item.name))
     onnx.save(broken, tmp_path / path.name)
     shutil.copy(f"{path}.json", tmp_path)
-    manifest = artifacts.read(path).manifest
-    files = {path.name: artifacts.sha256_of(tmp_path / path.name)}
+    manifest = read_artifact(path).manifest
+    files = {path.name: file_sha256(tmp_path / path.name)}
     (tmp_path / f"{path.name}.json").write_text(manifest.model_copy(update={"files": files}).text())
     done = command("bisect", path, path.name, "--picture", "p.png", "--html", "growth.html")
     assert done.returncode == 6
@@ -213,15 +219,15 @@ def test_the_command_names_the_module_with_status_6(command, tmp_path, small, wh
 def test_what_shows_no_modules_is_refused(small: Path, reference, x):
     artifact = registry.open_artifact(small / "u2netp-demo-fp32-64-bN.onnx")
     with pytest.raises(InputError, match="can be bisected, not of torch"):
-        bisect(reference, reference, x, FP32)
+        bisect_artifact(reference, reference, x, FP32)
     with pytest.raises(InputError, match="is no weights file"):
-        bisect(artifact, artifact, x, FP32)
+        bisect_artifact(artifact, artifact, x, FP32)
     with pytest.raises(InputError, match="one picture at a time"):
-        bisect(reference, artifact, np.concatenate([x, x]), FP32)
+        bisect_artifact(reference, artifact, np.concatenate([x, x]), FP32)
 
 
-@pytest.mark.skipif(bool(machine.cuda().gpus), reason="this machine has a GPU")
+@pytest.mark.skipif(bool(hardware.query_cuda().gpus), reason="this machine has a GPU")
 def test_an_engine_is_bisected_on_a_gpu_only(small: Path, reference, x):
     engine = registry.open_artifact(small / "u2netp-demo-fp32-64-bN.engine")
     with pytest.raises(DependencyError, match="cannot run on cuda here"):
-        bisect(reference, engine, x, FP32)
+        bisect_artifact(reference, engine, x, FP32)

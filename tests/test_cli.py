@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from u2export import checkpoint, cli, run
-from u2export.drawn import draw
-from u2export.spec import Architecture
+from u2export.cli.app import _app_for, _name_of, app
+from u2export.core.enums import Architecture
+from u2export.images.synthetic import draw_image
+from u2export.inference.segmenter import load
+from u2export.network import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -189,7 +191,7 @@ def test_run_writes_masks_and_prints_their_paths(command, artifact, tmp_path, pi
     done = command("run", artifact, picture_file)
     assert (done.returncode, done.stdout) == (0, "masks/drawn.png\n"), done.stderr
     mask = Image.open(tmp_path / "masks/drawn.png")
-    truth = np.asarray(draw(1_000_310, (200, 150)).mask) >= 128
+    truth = np.asarray(draw_image(1_000_310, (200, 150)).mask) >= 128
     assert (mask.mode, mask.size) == ("L", (200, 150))
     found = np.asarray(mask) >= 128
     assert (found & truth).sum() / (found | truth).sum() > 0.8
@@ -211,7 +213,7 @@ def test_run_writes_cut_outs(command, artifact, tmp_path, picture_file):
 def test_unreadable_pictures_are_reported_and_the_rest_done(command, artifact, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
-    good = draw(1_000_001, (60, 40)).picture
+    good = draw_image(1_000_001, (60, 40)).picture
     good.save(folder / "a.jpg")
     good.save(folder / "a.png")
     (folder / "note.png").write_text("not a picture")
@@ -220,7 +222,7 @@ def test_unreadable_pictures_are_reported_and_the_rest_done(command, artifact, t
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 3])
     (folder / "ignored.txt").touch()
     done = command("run", artifact, folder, tmp_path / "absent.png", "--out", "out")
-    assert done.returncode == 2
+    assert done.returncode == 7
     assert done.stdout.split() == ["out/a.jpg.png", "out/a.png.png"]
     for name in ("note.png", "empty.jpg", "cut.jpg", "absent.png"):
         assert any(name in line for line in done.stderr.splitlines())
@@ -256,7 +258,7 @@ def test_bad_runs_have_their_status_and_sentence(
 ):
     for name in ("p.png", "q.png", "p2/p.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        draw(1_000_001, (20, 20)).picture.save(tmp_path / name)
+        draw_image(1_000_001, (20, 20)).picture.save(tmp_path / name)
     before = (tmp_path / "p.png").read_bytes()
     (tmp_path / "empty-folder").mkdir()
     (tmp_path / "garbage.onnx").write_bytes(b"garbage")
@@ -340,7 +342,7 @@ def test_a_missing_runtime_is_status_3_with_the_line_to_type(artifact, picture_f
 def test_a_picture_over_the_limit_is_refused_unless_asked_for(command, artifact, tmp_path):
     Image.new("L", (400, 300)).save(tmp_path / "big.png")
     refused = command("run", artifact, "big.png", "--max-pixels", "100000")
-    assert refused.returncode == 2
+    assert refused.returncode == 7
     assert "raise --max-pixels" in refused.stderr
     assert command("run", artifact, "big.png", "--max-pixels", "120000").returncode == 0
 
@@ -360,7 +362,7 @@ def test_weights_are_listed_and_verified(command, tmp_path):
 
 def test_python_gives_the_same_mask_as_the_command(command, artifact, tmp_path, picture_file):
     command("run", artifact, picture_file, "--out", "c.png")
-    with run.load(artifact) as segment:
+    with load(artifact) as segment:
         mask = segment(Image.open(picture_file))
     np.testing.assert_array_equal(np.asarray(mask), np.asarray(Image.open(tmp_path / "c.png")))
 
@@ -369,7 +371,7 @@ def test_running_an_onnx_artifact_imports_no_torch_and_stays_small(
     artifact, picture_file, tmp_path
 ):
     code = (
-        "import sys; from u2export.cli import main\n"
+        "import sys; from u2export.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "peak = next(l for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
@@ -410,14 +412,22 @@ def test_torch_is_not_needed_to_be_quiet(command, tmp_path):
     ]
 
 
-UNNEEDED = {"openvino_telemetry", "torch", "onnx", "scipy", "psutil", "rich", "u2export.quant"}
+UNNEEDED = {
+    "openvino_telemetry",
+    "torch",
+    "onnx",
+    "scipy",
+    "psutil",
+    "rich",
+    "u2export.quantization",
+}
 
 
 @pytest.mark.parametrize("ending", ["onnx", "xml"])
 def test_a_run_imports_only_what_it_needs(ending: str, small, picture_file, tmp_path):
     path = next(small.glob(f"*.{ending}"))
     code = (
-        "import sys; from u2export.cli import main\n"
+        "import sys; from u2export.cli.app import main\n"
         "try: main()\n"
         f"finally: print(sorted(set(sys.modules) & {UNNEEDED!r}))"
     )
@@ -430,7 +440,7 @@ def test_a_run_imports_only_what_it_needs(ending: str, small, picture_file, tmp_
 
 def test_of_the_commands_only_the_called_one_is_built():
     for name in ("run", "onnx"):
-        assert [cli._name_of(one) for one in cli._app_for([name]).registered_commands] == [name]
+        assert [_name_of(one) for one in _app_for([name]).registered_commands] == [name]
     for words in (["weights"], ["ru"], ["--help"], []):
-        assert cli._app_for(words) is cli.app
-    assert len(cli.app.registered_commands) > 10
+        assert _app_for(words) is app
+    assert len(app.registered_commands) > 10

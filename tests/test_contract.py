@@ -14,13 +14,16 @@ import psutil
 import pytest
 from conftest import SMALL
 
-from u2export import machine, registry
-from u2export.artifact import Artifact
-from u2export.backend import Backend, Runner
-from u2export.drawn import draw
+from u2export.core import registry
+from u2export.core.artifact import Artifact
+from u2export.core.backend import Backend, Runner
+from u2export.core.enums import Device
+from u2export.core.models import PictureSpec
+from u2export.core.requests import RunRequest
 from u2export.errors import ArtifactError, DependencyError, InputError
-from u2export.pipeline import preprocess
-from u2export.spec import Device, PictureSpec
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.system import hardware
 
 # In CI a runtime that is missing is a failure: these must be there.
 REQUIRED = ("onnx", "openvino", "tensorrt", "torch")
@@ -37,7 +40,7 @@ def backend(
 ) -> Backend:
     """Each backend; TensorRT's meets an acted GPU where there is no real one."""
     found = registry.load(request.param)
-    if found.name == "tensorrt" and not machine.cuda().gpus:
+    if found.name == "tensorrt" and not hardware.query_cuda().gpus:
         _, library = fakes.act(monkeypatch, exported)
         library.learn(small)
     return found
@@ -64,14 +67,14 @@ def runner(path: Path):
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    return preprocess(draw(1_000_004).picture, SPEC)
+    return preprocess(draw_image(1_000_004).picture, SPEC)
 
 
 def test_all_required_backends_are_installed():
     assert set(REQUIRED) <= set(registry.names())
     for name in REQUIRED:
-        registry.require(registry.load(name), export=False)
-        registry.require(registry.load(name), export=True)
+        registry.require_packages(registry.load(name), export=False)
+        registry.require_packages(registry.load(name), export=True)
 
 
 def test_the_result_is_a_float32_map_in_zero_to_one(runner: Runner, picture):
@@ -145,7 +148,7 @@ def test_a_wrong_input_is_refused_in_one_sentence(runner: Runner, wrong):
 
 def test_a_batch_gives_what_its_pictures_give_alone(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
-    pictures = np.concatenate([preprocess(draw(seed).picture, spec) for seed in SEEDS])
+    pictures = np.concatenate([preprocess(draw_image(seed).picture, spec) for seed in SEEDS])
     with registry.open_runner(small_artifact) as runner:
         together = runner(pictures)
         alone = np.concatenate([runner(x[None]) for x in pictures])
@@ -155,7 +158,7 @@ def test_a_batch_gives_what_its_pictures_give_alone(small_artifact: Artifact):
 
 def test_a_smaller_batch_after_a_larger_one_gets_its_own_result(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
-    pictures = np.concatenate([preprocess(draw(seed).picture, spec) for seed in SEEDS])
+    pictures = np.concatenate([preprocess(draw_image(seed).picture, spec) for seed in SEEDS])
     with registry.open_runner(small_artifact) as runner:
         first = runner(pictures[:1])
         again = [runner(pictures[:1]), runner(pictures), runner(pictures[:1]), runner(pictures[:2])]
@@ -166,9 +169,9 @@ def test_a_smaller_batch_after_a_larger_one_gets_its_own_result(small_artifact: 
 
 def test_a_stream_gives_what_calls_give_in_order(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
-    pictures = [preprocess(draw(seed).picture, spec) for seed in (*SEEDS, *SEEDS)]
+    pictures = [preprocess(draw_image(seed).picture, spec) for seed in (*SEEDS, *SEEDS)]
     streams = 3 if "streams" in registry.load(small_artifact.backend).run_options else 1
-    with registry.open_runner(small_artifact, streams=streams) as runner:
+    with registry.open_runner(small_artifact, RunRequest(streams=streams)) as runner:
         found = list(runner.stream(iter(pictures)))
         stopped = runner.stream(iter(pictures))
         next(stopped)
@@ -198,7 +201,7 @@ def test_it_tells_what_it_executes(backend: Backend, path: Path):
 
 def test_two_threads_get_their_own_results(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
-    pictures = [preprocess(draw(seed).picture, spec) for seed in SEEDS[:2]]
+    pictures = [preprocess(draw_image(seed).picture, spec) for seed in SEEDS[:2]]
     with registry.open_runner(small_artifact) as runner:
         expected = [runner(x) for x in pictures]
 
@@ -222,16 +225,19 @@ def test_runners_leave_pytorchs_settings_as_they_were(small_artifact: Artifact):
 
     before = settings()
     x = np.zeros((1, 3, SMALL, SMALL), np.float32)
-    with registry.open_runner(small_artifact, threads=1) as runner, ThreadPoolExecutor(4) as pool:
+    with (
+        registry.open_runner(small_artifact, RunRequest(threads=1)) as runner,
+        ThreadPoolExecutor(4) as pool,
+    ):
         list(pool.map(runner, [x] * 24))
     assert settings() == before
 
 
 def test_a_call_between_two_results_of_a_stream_disturbs_neither(small_artifact: Artifact):
     spec = PictureSpec(size=SMALL)
-    pictures = [preprocess(draw(seed).picture, spec) for seed in SEEDS]
+    pictures = [preprocess(draw_image(seed).picture, spec) for seed in SEEDS]
     streams = 2 if "streams" in registry.load(small_artifact.backend).run_options else 1
-    with registry.open_runner(small_artifact, streams=streams) as runner:
+    with registry.open_runner(small_artifact, RunRequest(streams=streams)) as runner:
         expected = [runner(x) for x in pictures]
         for place, y in enumerate(runner.stream(pictures)):
             np.testing.assert_allclose(y, expected[place], atol=BATCH_BOUND)
@@ -260,12 +266,12 @@ def test_two_runners_work_side_by_side(path: Path, picture):
 def test_a_device_that_is_not_there_is_refused(
     backend: Backend, path: Path, device: Device, request: pytest.FixtureRequest
 ):
-    if device in backend.devices and not backend.missing_device(device):
-        with registry.open_runner(registry.open_artifact(path), device) as runner:
+    if device in backend.devices and not backend.unavailable_reason(device):
+        with registry.open_runner(registry.open_artifact(path), RunRequest(device)) as runner:
             assert runner.executed().device == device
         return
     with pytest.raises(DependencyError, match=rf"not on {device}|cannot run on {device} here"):
-        registry.open_runner(registry.open_artifact(path), device)
+        registry.open_runner(registry.open_artifact(path), RunRequest(device))
 
 
 def test_a_damaged_file_is_refused(backend: Backend, tmp_path: Path):
@@ -282,7 +288,7 @@ def _opened(path: Path) -> Runner:
 @pytest.mark.usefixtures("all_cpus")
 def test_one_thread_is_one_thread(path: Path, picture):
     """Process time stays at wall time: nothing else computes."""
-    with registry.open_runner(registry.open_artifact(path), threads=1) as runner:
+    with registry.open_runner(registry.open_artifact(path), RunRequest(threads=1)) as runner:
         runner(picture)
         process = psutil.Process()
         import time

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from u2export import doctor, machine, plugins, registry
+from u2export.core import plugins, registry
+from u2export.diagnostics import doctor
 from u2export.errors import DependencyError, InputError
-from u2export.machine import cpu_features, cuda, quota
+from u2export.system import hardware
+from u2export.system.hardware import cpu_features, cpu_quota, query_cuda
 
 # Flags as Linux prints them on an AMD EPYC 9004, an Intel Xeon with AMX, and an AWS Graviton 3.
 EPYC = "model name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni\n"
@@ -36,27 +38,27 @@ def test_a_system_that_hides_its_cpu_has_no_features(tmp_path: Path):
 @pytest.mark.parametrize(("text", "found"), [("150000 100000\n", 1.5), ("max 100000\n", None)])
 def test_the_containers_quota_is_told(tmp_path: Path, text, found):
     (tmp_path / "cpu.max").write_text(text)
-    assert quota(tmp_path) == found
+    assert cpu_quota(tmp_path) == found
 
 
 def test_a_driver_that_is_not_there_is_a_reason_and_no_crash():
-    assert cuda("libcuda-that-is-not-there.so").reason == "no NVIDIA driver is installed"
-    assert cuda("libcuda-that-is-not-there.so").gpus == ()
+    assert query_cuda("libcuda-that-is-not-there.so").reason == "no NVIDIA driver is installed"
+    assert query_cuda("libcuda-that-is-not-there.so").gpus == ()
 
 
 @pytest.fixture(scope="module")
-def report() -> doctor.Report:
-    return doctor.examine()
+def report() -> doctor.DoctorReport:
+    return doctor.examine_machine()
 
 
-def test_every_backend_is_examined_and_can_export_here(report: doctor.Report):
+def test_every_backend_is_examined_and_can_export_here(report: doctor.DoctorReport):
     assert [one.name for one in report.backends] == registry.names()
     for one in report.backends:
         if one.name in ("onnx", "openvino", "tensorrt", "torch"):
             assert one.export == ""
 
 
-def test_what_each_runtime_reads_covers_what_we_write(report: doctor.Report):
+def test_what_each_runtime_reads_covers_what_we_write(report: doctor.DoctorReport):
     found = {one.name: one for one in report.backends}
     for name in ("onnx", "openvino", "tensorrt"):
         assert 18 in found[name].opsets
@@ -65,17 +67,17 @@ def test_what_each_runtime_reads_covers_what_we_write(report: doctor.Report):
     assert found["torch"].takes_ours is None
 
 
-def test_a_runtime_that_is_too_old_for_what_we_write_is_told(report: doctor.Report):
+def test_a_runtime_that_is_too_old_for_what_we_write_is_told(report: doctor.DoctorReport):
     old = report.backends[0].model_copy(
         update={"opsets": [16, 17], "irs": [8], "takes_ours": False}
     )
-    text = doctor.text(report.model_copy(update={"backends": [old]}))
+    text = doctor.format_report(report.model_copy(update={"backends": [old]}))
     assert "which it does not take: upgrade it" in text
 
 
 def test_what_is_missing_is_told_with_the_line_to_type(monkeypatch):
-    monkeypatch.setattr(registry, "_importable", lambda name: name != "openvino")
-    found = doctor.backend_report("openvino")
+    monkeypatch.setattr(registry, "is_importable", lambda name: name != "openvino")
+    found = doctor.examine_backend("openvino")
     line = "openvino not installed: pip install 'u2export[openvino]'"
     assert found.run["cpu"] == line
     assert "pip install 'u2export[openvino,export]'" in found.export
@@ -91,10 +93,10 @@ def test_a_machine_without_the_parents_runtime_is_still_examined(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(registry, "load", load)
-    found = doctor.backend_report("openvino")
+    found = doctor.examine_backend("openvino")
     assert found.run["cpu"] == ""
     assert found.export == "the onnx backend needs onnxruntime"
-    assert doctor.backend_report("onnx").run == {"": "the onnx backend needs onnxruntime"}
+    assert doctor.examine_backend("onnx").run == {"": "the onnx backend needs onnxruntime"}
 
 
 def test_a_plugin_that_breaks_leaves_the_others(monkeypatch):
@@ -102,33 +104,33 @@ def test_a_plugin_that_breaks_leaves_the_others(monkeypatch):
     monkeypatch.setattr(plugins, "entries", lambda: dict(sorted(entries.items())))
     monkeypatch.setattr(registry, "names", lambda: sorted(entries))
     entries["aaa"] = EntryPoint("aaa", "u2export.errors:no_such_thing", "u2export.backends")
-    assert "cannot be imported: AttributeError" in doctor.backend_report("aaa").export
-    assert registry._by_suffix(Path("x.onnx")).name == "onnx"
+    assert "cannot be imported: AttributeError" in doctor.examine_backend("aaa").export
+    assert registry._backend_by_suffix(Path("x.onnx")).name == "onnx"
     entries["aaa"] = EntryPoint("aaa", "u2export.errors:InputError", "u2export.backends")
-    assert "is no u2export Backend" in doctor.backend_report("aaa").export
-    assert registry._by_suffix(Path("x.onnx")).name == "onnx"
+    assert "is no u2export Backend" in doctor.examine_backend("aaa").export
+    assert registry._backend_by_suffix(Path("x.onnx")).name == "onnx"
 
 
-def test_a_demand_that_is_not_met_is_status_3(report: doctor.Report):
-    doctor.demand(report, ["onnx", "openvino", "torch"])
+def test_a_demand_that_is_not_met_is_status_3(report: doctor.DoctorReport):
+    doctor.require_backends(report, ["onnx", "openvino", "torch"])
     with pytest.raises(InputError, match="no backend is called 'coreml'"):
-        doctor.demand(report, ["coreml"])
-    if not machine.cuda().gpus:
+        doctor.require_backends(report, ["coreml"])
+    if not hardware.query_cuda().gpus:
         with pytest.raises(DependencyError, match="tensorrt cannot run here"):
-            doctor.demand(report, ["tensorrt"])
+            doctor.require_backends(report, ["tensorrt"])
 
 
 def test_the_commands_print_for_people_and_for_machines(command):
     people = command("doctor")
     assert people.returncode == 0, people.stderr
-    for word in ("CPU:", "GPU:", "Installed: torch", "u2export openvino", "opset 16 to"):
+    for word in ("CPU:", "GPU:", "Installed: ", "torch 2", "u2export openvino", "opset 16 to"):
         assert word in people.stdout
     machines = command("doctor", "--json", "--require", "openvino")
     assert machines.returncode == 0, machines.stderr
     assert json.loads(machines.stdout)["machine"]["cpus"] >= 1
     listed = command("backends", "--json")
     assert [one["name"] for one in json.loads(listed.stdout)] == registry.names()
-    if not machine.cuda().gpus:
+    if not hardware.query_cuda().gpus:
         refused = command("doctor", "--require", "tensorrt")
         assert refused.returncode == 3
         assert refused.stderr.count("error: ") == 1

@@ -12,9 +12,9 @@ from pathlib import Path
 import gdown
 import pytest
 
-from u2export import download
+from u2export.core.models import Source
 from u2export.errors import ArtifactError, DependencyError, InputError
-from u2export.spec import Source
+from u2export.network import download
 
 CONTENT = bytes(i * 7 % 256 for i in range(3_000_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

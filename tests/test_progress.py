@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from u2export import progress
+from u2export.system.progress import _STATUS, phases, track
 
 
 class _Terminal:
@@ -22,15 +22,15 @@ def test_within_phases_the_count_is_told_there(monkeypatch: pytest.MonkeyPatch):
     """Two things that move at one place would overwrite each other."""
     monkeypatch.setattr(sys, "stderr", _Terminal())
     told = []
-    with progress.phases():
-        token = progress._SHOWN.set(told.append)
-        assert list(progress.tracked(["a", "b", "c"], "rounding")) == ["a", "b", "c"]
-        progress._SHOWN.reset(token)
+    with phases():
+        token = _STATUS.set(told.append)
+        assert list(track(["a", "b", "c"], "rounding")) == ["a", "b", "c"]
+        _STATUS.reset(token)
     assert told == ["rounding: 1 of 3", "rounding: 2 of 3", "rounding: 3 of 3"]
 
 
 def test_nothing_is_shown_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]):
-    with progress.phases() as phase:
+    with phases() as phase:
         phase("working")
-        assert list(progress.tracked([1, 2], "counting")) == [1, 2]
+        assert list(track([1, 2], "counting")) == [1, 2]
     assert capsys.readouterr() == ("", "")

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from u2export import places
-from u2export.drawn import draw
+from u2export.images.synthetic import draw_image
+from u2export.system.files import remove_partials
 
 COUNT = 96
 # Runs in a process of its own: Ray changes signals, threads and warnings of the one it is in.
@@ -21,12 +21,12 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from u2export import ray
-from u2export.run import Order
+from u2export.inference.process import ImageOptions
 
 artifact, folder, out, skip = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "skip"
 pairs = [(path, f"{out}/{path.stem}.png") for path in sorted(folder.iterdir())]
-for done in ray.map_pictures(artifact, pairs, Order(hashed=True), skip_existing=skip):
-    told = [str(done.picture), str(done.result), done.error, done.sha256, done.size]
+for done in ray.map_pictures(artifact, pairs, ImageOptions(hash_files=True), skip_existing=skip):
+    told = [str(done.picture), str(done.output), done.error, done.sha256, done.size]
     print(json.dumps(told), flush=True)
 """
 
@@ -35,7 +35,7 @@ for done in ray.map_pictures(artifact, pairs, Order(hashed=True), skip_existing=
 def folder(tmp_path: Path) -> Path:
     place = tmp_path / "in"
     place.mkdir()
-    picture = draw(1_000_700, (1600, 1200)).picture
+    picture = draw_image(1_000_700, (1600, 1200)).picture
     for n in range(COUNT):
         picture.save(place / f"{n:03}.jpg", quality=80 + n % 10)
     (place / "050.jpg").write_bytes(b"broken")
@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_loses_no_picture(quick: Path, folder: Path, tmp
         ]  # Ray talks too
         assert process.wait() == 0, process.stderr.read()
     assert len(told) == COUNT
-    places.sweep({out})  # what the dead one was writing
+    remove_partials({out})  # what the dead one was writing
     _check(told, out)
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_broke_off_goes_on(quick: Path, folder: Path, tmp_path: Path)
 def test_the_command_gives_results_on_standard_output_alone(command, quick, tmp_path: Path):
     (tmp_path / "in").mkdir()
     for n in range(3):
-        draw(1_000_700 + n, (60, 40)).picture.save(tmp_path / f"in/{n}.jpg")
+        draw_image(1_000_700 + n, (60, 40)).picture.save(tmp_path / f"in/{n}.jpg")
     done = command("run", quick, "in", "--out", "o", "--engine", "ray", "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == [f"{tmp_path}/o/{n}.png" for n in range(3)]

@@ -4,15 +4,19 @@ import math
 
 import pytest
 
-from u2export.bench.recommend import Limits, Recommendation, demand, recommend, text
-from u2export.bench.report import BenchReport, Latency, Mask, Row
+from u2export.benchmark.limits import Limits
+from u2export.benchmark.recommend import Recommendation, raise_if_no_winner, recommend
+from u2export.benchmark.recommend_report import format_recommendation
+from u2export.benchmark.report import BenchmarkReport, Latency, MaskAccuracy, Row
 from u2export.errors import InputError, ParityError
 
-WRONG = Mask(passed=False, reasons=("mask_iou 0.6000, at least 0.975",), iou=0.6, mae=0.2)
+WRONG = MaskAccuracy(passed=False, reasons=("mask_iou 0.6000, at least 0.975",), iou=0.6, mae=0.2)
 
 
-def _mask(iou: float | None = 0.99, mae: float | None = 0.001, worst: float | None = 0.98) -> Mask:
-    return Mask(passed=True, pictures=8, iou=iou, mae=mae, worst_iou=worst)
+def _mask(
+    iou: float | None = 0.99, mae: float | None = 0.001, worst: float | None = 0.98
+) -> MaskAccuracy:
+    return MaskAccuracy(passed=True, pictures=8, iou=iou, mae=mae, worst_iou=worst)
 
 
 def _row(name: str, ms: float | None = 100.0, spread: float = 1.0, **facts: object) -> Row:
@@ -28,8 +32,8 @@ def _row(name: str, ms: float | None = 100.0, spread: float = 1.0, **facts: obje
     return Row.model_validate({"name": name, **known, **plain, **facts})
 
 
-def _report(*rows: Row, stable: bool = True) -> BenchReport:
-    return BenchReport(
+def _report(*rows: Row, stable: bool = True) -> BenchmarkReport:
+    return BenchmarkReport(
         created="2025-01-01T00:00:00Z",
         command="u2export bench",
         machine={},
@@ -72,7 +76,7 @@ def test_a_wrong_answer_does_not_win_alone_nor_is_it_the_nearest():
     found = recommend(report, Limits(min_iou=0.5, max_mae=1.0))
     assert (found.winner, found.nearest, found.front) == ("", "", ())
     with pytest.raises(ParityError, match="no row with the right mask"):
-        demand(found)
+        raise_if_no_winner(found)
 
 
 def test_a_mask_that_was_not_compared_does_not_win_and_says_why():
@@ -110,9 +114,9 @@ def test_a_row_without_latency_does_not_win_even_without_limits():
 def test_an_empty_report_has_no_winner_and_no_front():
     found = recommend(_report(), Limits())
     assert found == Recommendation()
-    assert "nothing fits" in text(_report(), found, Limits())
+    assert "nothing fits" in format_recommendation(_report(), found, Limits())
     with pytest.raises(ParityError, match="nothing fits"):
-        demand(found)
+        raise_if_no_winner(found)
 
 
 # Limits
@@ -157,7 +161,7 @@ def test_a_row_exactly_at_its_limits_is_within_them():
     )
     found = recommend(_report(_row("exact")), limits)
     assert found.winner == "exact"
-    assert demand(found) is None
+    assert raise_if_no_winner(found) is None
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_it_misses():
     assert [lost.name for lost in found.lost] == ["large", "slow"]
     assert _why(found, "slow") == ("latency 125 ms, at most 100", "size 6 MB, at most 4")
     with pytest.raises(ParityError) as raised:
-        demand(found)
+        raise_if_no_winner(found)
     assert str(raised.value) == (
         "nothing fits; nearest is slow: latency 125 ms, at most 100: 25 ms over; "
         "size 6 MB, at most 4: 2 MB over"
@@ -407,7 +411,7 @@ def test_the_text_names_the_winner_with_its_figures_the_front_and_why_the_others
         _row("wrong.onnx", 5.0, mask=WRONG),
     )
     limits = Limits(max_latency_ms=400.0, max_size_mb=10.0)
-    told = text(report, recommend(report, limits), limits)
+    told = format_recommendation(report, recommend(report, limits), limits)
     lines = told.splitlines()
     assert lines[0] == (
         "take quick[b].onnx: the right mask, latency at most 400 ms, size at most 10 MB"
@@ -430,7 +434,7 @@ def test_the_text_names_the_winner_with_its_figures_the_front_and_why_the_others
 def test_the_text_says_what_is_nearest_where_nothing_fits():
     limits = Limits(max_latency_ms=100.0)
     report = _report(_row("slow", 125.0))
-    lines = text(report, recommend(report, limits), limits).splitlines()
+    lines = format_recommendation(report, recommend(report, limits), limits).splitlines()
     assert lines[:3] == [
         "nothing fits: the right mask, latency at most 100 ms",
         "nearest is slow, which misses:",
@@ -442,7 +446,7 @@ def test_the_text_says_what_is_nearest_where_nothing_fits():
 def test_the_text_leaves_unmeasured_figures_empty():
     bare = _row("bare", None, memory_mb=None, size_mb=0.0, mask=_mask(iou=None, mae=None))
     report = _report(bare)
-    told = text(report, recommend(report, Limits()), Limits())
+    told = format_recommendation(report, recommend(report, Limits()), Limits())
     row = next(line for line in told.splitlines() if "│" in line)
     assert [c.strip() for c in row.split("│")[1:-1]] == ["bare", "does not fit", *[""] * 6]
     assert "inf" not in told
@@ -450,6 +454,6 @@ def test_the_text_leaves_unmeasured_figures_empty():
 
 def test_the_text_warns_of_an_unsteady_measurement():
     report = _report(_row("one"), stable=False)
-    assert "less steady" in text(report, recommend(report, Limits()), Limits())
+    assert "less steady" in format_recommendation(report, recommend(report, Limits()), Limits())
     steady = _report(_row("one"))
-    assert "steady" not in text(steady, recommend(steady, Limits()), Limits())
+    assert "steady" not in format_recommendation(steady, recommend(steady, Limits()), Limits())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from u2export.bench import stats
-from u2export.bench.regress import changes
-from u2export.bench.report import BenchReport, Row
+from u2export.benchmark import stats
+from u2export.benchmark.baseline import compare_reports
+from u2export.benchmark.report import BenchmarkReport, Row
 from u2export.errors import InputError
 
 
@@ -26,7 +26,7 @@ def test_95_of_100_trials_say_what_is_so(factor: float, expected: str):
     verdicts = []
     for seed in range(100):
         one, other = _rounds(seed, factor)
-        verdicts.append(stats.verdict(stats.ratio(other, one)))
+        verdicts.append(stats.verdict(stats.latency_ratio(other, one)))
     assert verdicts.count(expected) >= 95
     assert "faster" not in verdicts or factor == 1.0
 
@@ -36,15 +36,15 @@ def test_an_interval_holds_the_truth_in_about_95_of_100_trials_even_of_few_round
         held = 0
         for seed in range(300):
             one, other = _rounds(seed, 1.03, rounds)
-            found = stats.ratio(other, one)
+            found = stats.latency_ratio(other, one)
             held += found.low <= 1.03 <= found.high
         assert held >= 0.92 * 300
 
 
 def test_one_or_two_rounds_tell_nothing():
-    assert stats.verdict(stats.ratio([[20.0]], [[10.0]])) == "no difference"
-    assert stats.verdict(stats.ratio([[20.0], [20.0]], [[10.0], [10.0]])) == "no difference"
-    found = stats.latency([[10.0, 12.0]])
+    assert stats.verdict(stats.latency_ratio([[20.0]], [[10.0]])) == "no difference"
+    assert stats.verdict(stats.latency_ratio([[20.0], [20.0]], [[10.0], [10.0]])) == "no difference"
+    found = stats.summarize_latency([[10.0, 12.0]])
     assert (found.low, found.median, found.high) == (10.0, 11.0, 12.0)
 
 
@@ -52,11 +52,11 @@ def test_a_burst_in_two_of_twelve_rounds_moves_nothing():
     one, other = _rounds(3, 1.0)
     for place in (2, 7):
         other[place] = other[place] * 3
-    assert stats.verdict(stats.ratio(other, one)) == "no difference"
+    assert stats.verdict(stats.latency_ratio(other, one)) == "no difference"
     one, other = _rounds(3, 1.05)
     for place in (2, 7):  # on average the other is faster now, and yet it is the slower one
         one[place] = one[place] * 3
-    assert stats.ratio(other, one).value == pytest.approx(1.05, abs=0.01)
+    assert stats.latency_ratio(other, one).value == pytest.approx(1.05, abs=0.01)
 
 
 @pytest.mark.parametrize(("alike", "count"), [(0.0, 24), (0.3, 24), (0.3, 60), (0.6, 60)])
@@ -67,7 +67,7 @@ def test_an_interval_covers_the_truth_even_where_rounds_resemble_those_before(al
         for one in noise:  # a first-order autoregressive process around 0
             last = alike * last + np.sqrt(1 - alike**2) * one
             values.append(last)
-        found = stats.interval(values, stats._typical)
+        found = stats.bootstrap_interval(values, stats._interquartile_mean)
         covered += found.low <= 0 <= found.high
     assert covered >= 0.9 * trials  # 0.69 to 0.86 without making it good
 
@@ -83,17 +83,19 @@ def test_an_interval_covers_the_truth_even_where_rounds_resemble_those_before(al
     ],
 )
 def test_rounds_in_which_another_process_took_the_cores_are_left_out(waited, kept):
-    assert stats.calm(waited) == kept
+    assert stats.undisturbed_rounds(waited) == kept
 
 
 def test_a_machine_that_changes_its_speed_makes_no_time_negative():
     for blocks in ([[30.0]] * 13 + [[10.0]] * 11, [[10.0], [14.0], [18.0]]):
-        assert stats.latency(blocks).low > 0
+        assert stats.summarize_latency(blocks).low > 0
 
 
 @pytest.mark.parametrize("freedom", [3, 5, 11, 30])
 def test_students_distribution_is_as_wide_as_scipys(freedom: int):
-    assert stats._student(freedom) == pytest.approx(reference.t.ppf(0.975, freedom), rel=0.02)
+    assert stats._student_quantile(freedom) == pytest.approx(
+        reference.t.ppf(0.975, freedom), rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,20 +103,26 @@ def test_students_distribution_is_as_wide_as_scipys(freedom: int):
     [(63, []), (64, ["p90"]), (130, ["p90", "p95"]), (662, ["p90", "p95", "p99"])],
 )
 def test_percentiles_are_told_only_of_enough_samples(count: int, told: list[str]):
-    found = stats.latency([list(range(1, count + 1))])
+    found = stats.summarize_latency([list(range(1, count + 1))])
     assert [name for name in ("p90", "p95", "p99") if getattr(found, name) is not None] == told
-    assert found.count == count
+    assert found.sample_count == count
     assert found.median == (count + 1) / 2
 
 
 def _report(
     median: float, calibration: float, processor: str = "a", name: str = "x"
-) -> BenchReport:
+) -> BenchmarkReport:
     rng = np.random.default_rng(0)
     blocks = [[median * (1 + 0.002 * v) for v in rng.standard_normal(5)] for _ in range(10)]
     fixed = [[calibration * (1 + 0.002 * v) for v in rng.standard_normal(3)] for _ in range(10)]
-    row = Row(name=name, file=name, backend="onnx", precision="fp32", latency=stats.latency(blocks))
-    return BenchReport(
+    row = Row(
+        name=name,
+        file=name,
+        backend="onnx",
+        precision="fp32",
+        latency=stats.summarize_latency(blocks),
+    )
+    return BenchmarkReport(
         created="", command="", versions={}, reference="", pictures=(), baseline=name, rows=(row,),
         machine={"processor": processor, "usable CPUs": "2"}, calibration_ms=calibration,
         calibration=tuple(map(tuple, fixed)), seconds=1, stable=True,
@@ -134,18 +142,18 @@ def _report(
 )
 def test_a_slowdown_is_one_only_where_the_machine_does_not_explain_it(median, calibration, slower):
     then = _report(100 if median > 1 else 0.1, 10)
-    [found] = changes(_report(median, calibration), then, 0.1)
+    [found] = compare_reports(_report(median, calibration), then, 0.1)
     assert found.slower is slower
 
 
 def test_another_machine_and_nothing_in_common_are_refused():
     with pytest.raises(InputError, match="on another machine: processor: b, here a"):
-        changes(_report(1, 1), _report(1, 1, processor="b"), 0.1)
+        compare_reports(_report(1, 1), _report(1, 1, processor="b"), 0.1)
     old = _report(1, 1).model_copy(update={"schema_version": 1})
     with pytest.raises(InputError, match="schema 1, Python none; now schema 2"):
-        changes(_report(1, 1), old, 0.1)
+        compare_reports(_report(1, 1), old, 0.1)
     features = {"processor": "a", "usable CPUs": "2", "features": "AVX2"}
     with pytest.raises(InputError, match="machine: features: none, here AVX2"):
-        changes(_report(1, 1).model_copy(update={"machine": features}), _report(1, 1), 0.1)
+        compare_reports(_report(1, 1).model_copy(update={"machine": features}), _report(1, 1), 0.1)
     with pytest.raises(InputError, match="no row in common"):
-        changes(_report(1, 1), _report(1, 1, name="y"), 0.1)
+        compare_reports(_report(1, 1), _report(1, 1, name="y"), 0.1)

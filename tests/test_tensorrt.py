@@ -19,11 +19,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from u2export import artifact as artifacts
-from u2export import build, machine, registry, weights
-from u2export.artifact import Artifact
-from u2export.backends import tensorrt
-from u2export.drawn import draw
+from u2export.backends.tensorrt import build, flavours
+from u2export.backends.tensorrt.build import (
+    EngineRequest,
+    _build_engine,
+    build_in_subprocess,
+    export,
+)
+from u2export.backends.tensorrt.flavours import MODULES, choose_flavour
+from u2export.backends.tensorrt.inspector import parse_layer
+from u2export.compare.budgets import BUDGETS
+from u2export.core import registry
+from u2export.core.artifact import Artifact
+from u2export.core.enums import Device, Precision
+from u2export.core.execution import Execution, check_execution
+from u2export.core.facts import WeightsFacts, model_facts
+from u2export.core.models import MODELS
+from u2export.core.requests import ExportSpec, RunSpec
 from u2export.errors import (
     ArtifactError,
     DependencyError,
@@ -31,21 +43,23 @@ from u2export.errors import (
     InputError,
     ParityError,
 )
-from u2export.executed import check
-from u2export.parity.bisect import bisect
-from u2export.parity.budgets import BUDGETS
-from u2export.pipeline import preprocess
-from u2export.run import Segmenter
-from u2export.spec import MODELS, Device, ExportSpec, Precision, RunSpec
+from u2export.export.build import build_artifact
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import draw_image
+from u2export.inference.segmenter import Segmenter
+from u2export.network import weights
+from u2export.parity.bisect import bisect_artifact
+from u2export.system import fixed_process, hardware
+from u2export.system.files import file_sha256
 
 DEMO = MODELS["u2netp-demo"]
-NO_GPU = not machine.cuda().gpus
+NO_GPU = not hardware.query_cuda().gpus
 TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # NVIDIA's list for RTX 1.x
 
 
 def _build(parent: Artifact, out: Path, **asked: Any) -> Artifact:
     spec = ExportSpec(DEMO, parent.facts.size, **asked)
-    return build.build("tensorrt", spec, weights.find(DEMO), out)
+    return build_artifact("tensorrt", spec, weights.find(DEMO), out)
 
 
 @pytest.fixture
@@ -63,8 +77,8 @@ def parent(folder: Path) -> Artifact:
 
 def _engine(parent: Artifact, out: Path, settings: tuple[tuple[str, str], ...] = ()) -> bytes:
     """Only the conversion, with no artifact around it."""
-    spec = ExportSpec(DEMO, parent.facts.size, batch=parent.facts.batch, settings=settings)
-    tensorrt.export(parent, spec, out)
+    spec = ExportSpec(DEMO, parent.facts.size, batch=parent.facts.batch, backend_options=settings)
+    export(parent, spec, out)
     return out.read_bytes()
 
 
@@ -94,7 +108,7 @@ def test_a_builder_that_crashes_is_an_error_and_this_process_lives(parent, tmp_p
         code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
         return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
 
-    monkeypatch.setattr(tensorrt.steady, "call", crash)
+    monkeypatch.setattr(fixed_process, "run_function", crash)
     with pytest.raises(ExportError, match=r"builder ended with status -11 on u2netp-demo"):
         _engine(parent, tmp_path / "x.engine")
 
@@ -128,7 +142,7 @@ def test_a_batch_profile_is_recorded_and_named(parent: Artifact, folder: Path):
 
 def test_targets_are_recorded_and_change_the_engine(parent: Artifact, folder: Path):
     settings = (("target", "SM86,SM89"),)
-    found = _build(parent, folder, batch=None, settings=settings)
+    found = _build(parent, folder, batch=None, backend_options=settings)
     assert found.path.name == "u2netp-demo-fp32-64-bN-sm86-sm89.engine"
     assert found.facts.build["targets"] == "SM86,SM89"
     assert found.path.read_bytes() != _engine(parent, folder / "all.engine")
@@ -145,13 +159,13 @@ def test_targets_are_recorded_and_change_the_engine(parent: Artifact, folder: Pa
 )
 def test_options_that_make_no_sense_are_refused(parent, folder, settings, sentence):
     with pytest.raises(InputError, match=sentence):
-        _build(parent, folder, batch=None, settings=settings)
+        _build(parent, folder, batch=None, backend_options=settings)
 
 
 def test_a_flavour_that_is_not_installed_is_refused(parent: Artifact, folder: Path, monkeypatch):
-    monkeypatch.setitem(tensorrt.MODULES, "tensorrt", ("tensorrt_that_is_not_there",))
+    monkeypatch.setitem(MODULES, "tensorrt", ("tensorrt_that_is_not_there",))
     with pytest.raises(DependencyError, match=r"pip install 'u2export\[tensorrt\]'"):
-        _build(parent, folder, batch=None, settings=(("flavour", "tensorrt"),))
+        _build(parent, folder, batch=None, backend_options=(("flavour", "tensorrt"),))
 
 
 def _graph(tmp_path: Path, nodes, initializers=(), kind=TensorProto.FLOAT, batch="N", last="N"):
@@ -167,8 +181,8 @@ def _graph(tmp_path: Path, nodes, initializers=(), kind=TensorProto.FLOAT, batch
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     path = tmp_path / "given.onnx"
     onnx.save(model, path)
-    facts = artifacts.model_facts(
-        DEMO, artifacts.WeightsFacts(name="given", sha256="0" * 64, origin="custom")
+    facts = model_facts(
+        DEMO, WeightsFacts(name="given", sha256="0" * 64, origin="custom")
     ).model_copy(update={"size": 64})
     return Artifact(path, "onnx", facts)
 
@@ -255,11 +269,11 @@ def test_a_batch_outside_the_profile_is_refused_and_the_runner_lives_on(gpu, sma
 def test_an_engine_that_takes_no_single_picture_still_gives_a_mask(gpu, parent, folder):
     spec = ExportSpec(DEMO, 64, batch=None, profile=(2, 4, 8))
     made = folder / "twos.engine"
-    facts = tensorrt.export(parent, spec, made)
-    gpu[1].sources[artifacts.sha256_of(made)] = (parent.path, (2, 4, 8))
+    facts = export(parent, spec, made)
+    gpu[1].sources[file_sha256(made)] = (parent.path, (2, 4, 8))
     found = Artifact(made, "tensorrt", facts)
     with Segmenter(found) as segment:
-        assert segment(draw(1_000_004).picture).getextrema() == (0, 255)
+        assert segment(draw_image(1_000_004).picture).getextrema() == (0, 255)
 
 
 def test_a_closed_runner_holds_no_memory_of_the_gpu(gpu, small: Path):
@@ -319,14 +333,14 @@ def test_an_engine_of_another_version_or_gpu_is_refused(gpu, small: Path, facts,
 
 
 def test_an_engine_for_another_gpu_is_built_and_not_run(gpu, parent, folder, capsys):
-    found = _build(parent, folder, batch=None, settings=(("target", "SM89"),))
+    found = _build(parent, folder, batch=None, backend_options=(("target", "SM89"),))
     assert "was built but not run" in capsys.readouterr().err
     assert "here is Acted GPU (SM86)" in found.checks["not_executed"]
 
 
 def test_rtx_on_a_gpu_it_has_no_code_for_says_so(gpu, small: Path, monkeypatch):
-    big = machine.Gpu("Acted data-centre GPU", (9, 0))
-    monkeypatch.setattr(tensorrt, "cuda", lambda: machine.Cuda((big,), "12.8"))
+    big = hardware.Gpu("Acted data-centre GPU", (9, 0))
+    monkeypatch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((big,), "12.8"))
     with pytest.raises(ArtifactError, match=r"has no code for .* \(SM90\): use --flavour tensorrt"):
         registry.open_runner(registry.open_artifact(small / "u2netp-demo-fp32-64-bN.engine"))
 
@@ -349,11 +363,11 @@ def test_a_place_that_takes_no_kernels_is_said_and_no_matter(gpu, exported, tmp_
 def test_a_foreign_engine_of_a_free_batch_names_its_own_limits(gpu, parent, folder):
     spec = ExportSpec(DEMO, 64, batch=None, profile=(2, 4, 8))
     made = folder / "theirs.engine"
-    facts = tensorrt.export(parent, spec, made)
-    gpu[1].sources[artifacts.sha256_of(made)] = (parent.path, (2, 4, 8))
+    facts = export(parent, spec, made)
+    gpu[1].sources[file_sha256(made)] = (parent.path, (2, 4, 8))
     facts = facts.model_copy(update={"build": {}, "tools": {}})
     with registry.open_runner(Artifact(made, "tensorrt", facts, foreign=True)) as runner:
-        assert (runner.fewest, runner.most) == (2, 8)
+        assert (runner.min_batch, runner.max_batch) == (2, 8)
 
 
 def test_what_is_no_engine_is_refused(gpu, small: Path, tmp_path: Path):
@@ -418,7 +432,7 @@ def _ten(*types: str) -> list[dict[str, Any]]:
 )
 def test_the_inspectors_words_for_types_are_understood(inputs, outputs, precision):
     told = {"Name": "__myl_Conv_myl0_1", "LayerType": "kgen", "Inputs": inputs, "Outputs": outputs}
-    layer = tensorrt.layer_told(told, ["input", "saliency"])
+    layer = parse_layer(told, ["input", "saliency"])
     assert (layer.precision, layer.moves) == (precision, False)
 
 
@@ -437,24 +451,24 @@ def test_the_inspectors_words_for_types_are_understood(inputs, outputs, precisio
 )
 def test_what_only_moves_or_orders_is_told_from_what_computes(name, kind, types, moves):
     told = {"Name": name, "LayerType": kind, "Inputs": _rtx(*types), "Outputs": []}
-    assert tensorrt.layer_told(told).moves == moves
+    assert parse_layer(told).moves == moves
 
 
 def test_tensor_float_32_hides_in_the_kernels_name_and_is_found():
     tactic = "sm80_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc_tilesize128x128"
     told = {"Name": "conv", "LayerType": "CaskConvolution", "TacticName": tactic}
     told |= {"Inputs": _ten("Row major linear FP32"), "Outputs": _ten("Row major linear FP32")}
-    assert tensorrt.layer_told(told).precision == "tf32"
+    assert parse_layer(told).precision == "tf32"
 
 
 def test_a_layer_that_tells_only_its_name_is_no_proof():
-    layer = tensorrt.layer_told("stage1.rebnconvin.conv_s1 + Relu")
+    layer = parse_layer("stage1.rebnconvin.conv_s1 + Relu")
     assert layer.precision == "unknown"
-    account = tensorrt.Executed(
+    account = Execution(
         runtime="tensorrt 10.0", device=Device.CUDA, stored=Precision.FP32, layers=(layer,)
     )
     with pytest.raises(ParityError):
-        check(account, RunSpec(Device.CUDA, 1), "x.engine")
+        check_execution(account, RunSpec(Device.CUDA, 1), "x.engine")
 
 
 # --- the full flavour, by stand-ins with the enumerations of 10.x and 11.x ------------------------
@@ -524,10 +538,10 @@ def _stand(monkeypatch: pytest.MonkeyPatch, version: str) -> Stand:
     ten = version.startswith("10")
     made = Stand(version, _Flags10 if ten else _Flags11, _Builder10 if ten else _Builder11)
     logger = SimpleNamespace(lines=["[E] out of memory", "catchCudaError: cudaError 35"])
-    monkeypatch.setattr(tensorrt, "_library", lambda flavour: (made, logger))
-    monkeypatch.setattr(tensorrt, "_built_apart", tensorrt._built)
-    monkeypatch.setattr(tensorrt, "installed", lambda: ["rtx", "tensorrt"])
-    monkeypatch.setattr(tensorrt, "cuda", lambda: machine.Cuda((fakes.GPU,), "12.8"))
+    monkeypatch.setattr(flavours, "load_library", lambda flavour: (made, logger))
+    monkeypatch.setattr(build, "build_in_subprocess", _build_engine)
+    monkeypatch.setattr(flavours, "installed_flavours", lambda: ["rtx", "tensorrt"])
+    monkeypatch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((fakes.GPU,), "12.8"))
     return made
 
 
@@ -537,7 +551,7 @@ def test_the_full_flavour_builds_a_strongly_typed_network(
 ):
     made = _stand(monkeypatch, version)
     out = tmp_path / "x.engine"
-    facts = tensorrt.export(parent, ExportSpec(DEMO, 64, batch=None), out)
+    facts = export(parent, ExportSpec(DEMO, 64, batch=None), out)
     assert out.read_bytes() == b"an engine"
     assert made.asked["network"] == strongly
     assert made.asked["cleared"] == ["TF32"]
@@ -562,7 +576,7 @@ def test_a_build_that_fails_says_the_reason_and_not_the_noise(
 
     made.Builder = failing
     with pytest.raises(ExportError, match=r"TensorRT 10.3.0 cannot build it: out of memory$"):
-        tensorrt.export(parent, ExportSpec(DEMO, 64, batch=None), tmp_path / "x.engine")
+        export(parent, ExportSpec(DEMO, 64, batch=None), tmp_path / "x.engine")
     assert not (tmp_path / "x.engine").exists()
 
 
@@ -570,19 +584,19 @@ def test_the_full_flavour_refuses_targets_and_a_machine_without_gpu(
     parent: Artifact, tmp_path: Path, monkeypatch
 ):
     _stand(monkeypatch, "10.3.0")
-    spec = ExportSpec(DEMO, 64, batch=None, settings=(("flavour", "tensorrt"),))
-    aimed = dataclasses.replace(spec, settings=(*spec.settings, ("target", "SM86")))
+    spec = ExportSpec(DEMO, 64, batch=None, backend_options=(("flavour", "tensorrt"),))
+    aimed = dataclasses.replace(spec, backend_options=(*spec.backend_options, ("target", "SM86")))
     with pytest.raises(InputError, match="--target is an option of the rtx flavour"):
-        tensorrt.export(parent, aimed, tmp_path / "x.engine")
-    monkeypatch.setattr(tensorrt, "cuda", lambda: machine.Cuda((), reason="no driver"))
+        export(parent, aimed, tmp_path / "x.engine")
+    monkeypatch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((), reason="no driver"))
     with pytest.raises(DependencyError, match="builds on a GPU only, and no driver"):
-        tensorrt.export(parent, spec, tmp_path / "x.engine")
+        export(parent, spec, tmp_path / "x.engine")
 
 
 def test_without_a_gpu_both_flavours_mean_rtx(monkeypatch, capsys):
-    monkeypatch.setattr(tensorrt, "installed", lambda: ["rtx", "tensorrt"])
-    monkeypatch.setattr(tensorrt, "cuda", lambda: machine.Cuda((), reason="no driver"))
-    assert tensorrt.choose(None) == "rtx"
+    monkeypatch.setattr(flavours, "installed_flavours", lambda: ["rtx", "tensorrt"])
+    monkeypatch.setattr(hardware, "query_cuda", lambda: hardware.CudaDriver((), reason="no driver"))
+    assert choose_flavour(None) == "rtx"
     assert "taking rtx, since it builds without a GPU" in capsys.readouterr().err
 
 
@@ -631,10 +645,12 @@ def test_a_file_that_is_no_onnx_is_refused_and_no_crash(
 def test_a_process_that_built_an_engine_ends_in_peace(exported: Path, tmp_path: Path):
     """Some releases crash at the interpreter's end once a Runtime was made without a device."""
     code = (
-        "from pathlib import Path; from u2export import registry;"
-        "from u2export.spec import MODELS, ExportSpec; from u2export.backends import tensorrt;"
+        "from pathlib import Path; from u2export.core import registry;"
+        "from u2export.core.models import MODELS;"
+        "from u2export.core.requests import ExportSpec;"
+        "from u2export.backends.tensorrt import BACKEND;"
         f"a = registry.open_artifact(Path({str(exported / 'u2netp-demo-fp32.onnx')!r}));"
-        "tensorrt.export(a, ExportSpec(MODELS['u2netp-demo'], 320), Path('x.engine'));"
+        "BACKEND.export(a, ExportSpec(MODELS['u2netp-demo'], 320), Path('x.engine'));"
         "print('built')"
     )
     done = subprocess.run(
@@ -647,9 +663,9 @@ def test_an_engine_is_bisected_by_outputs_marked_in_another_one(
     gpu, parent, folder, tmp_path, monkeypatch
 ):
     """RTX really builds the engine with 119 outputs more; what runs is acted, with a fault."""
-    module, build_apart = "stage3.rebnconv2", tensorrt._built_apart
+    module, build_apart = "stage3.rebnconv2", build_in_subprocess
 
-    def acted(order: tensorrt.Order, content: bytes) -> bytes:
+    def acted(order: EngineRequest, content: bytes) -> bytes:
         engine = build_apart(order, content)
         model = onnx.load_from_string(content)
         node = next(n for n in model.graph.node if n.name.startswith(f"{module}."))
@@ -660,22 +676,22 @@ def test_an_engine_is_bisected_by_outputs_marked_in_another_one(
         gpu[1].sources[digest] = (tmp_path / "marked.onnx", order.profile)
         return engine
 
-    monkeypatch.setattr(tensorrt, "_built_apart", acted)
+    monkeypatch.setattr(build, "build_in_subprocess", acted)
     engine = registry.open_artifact(folder / "u2netp-demo-fp32-64-bN.engine")
-    x = preprocess(draw(1_000_004).picture, engine.facts.picture)
-    found = bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
+    x = preprocess(draw_image(1_000_004).picture, engine.facts.picture)
+    found = bisect_artifact(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
     assert (found.culprit, found.unmatched) == (module, ())
     assert len(found.modules) == 119
     parent.path.unlink()
     with pytest.raises(InputError, match="the ONNX artifact it was built from is not beside it"):
-        bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
+        bisect_artifact(weights.find(DEMO), engine, x, BUDGETS[Precision.FP32])
 
 
 @pytest.mark.gpu
 def test_a_whole_engine_has_no_culprit_on_a_real_gpu(exported: Path):
     engine = registry.open_artifact(exported / "u2netp-demo-fp16.engine")
-    x = preprocess(draw(1_000_004).picture, engine.facts.picture)
-    found = bisect(weights.find(DEMO), engine, x, BUDGETS[Precision.FP16])
+    x = preprocess(draw_image(1_000_004).picture, engine.facts.picture)
+    found = bisect_artifact(weights.find(DEMO), engine, x, BUDGETS[Precision.FP16])
     assert (found.culprit, found.unmatched) == ("", ())
 
 

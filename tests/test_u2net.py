@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from u2export.spec import Architecture
-from u2export.u2net import ConvBlock, U2Net, fold_batch_norm
+from u2export.core.enums import Architecture
+from u2export.network.u2net import ConvBlock, U2Net, fold_batch_norm
 
 
 @pytest.fixture(scope="module")

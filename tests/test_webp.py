@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from u2export import webp
-from u2export.drawn import draw
-from u2export.pipeline import cut_out
+from u2export.images import webp
+from u2export.images.compose import cut_out
+from u2export.images.synthetic import draw_image
 
 
 def _leaving(wanted: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ PLANES = {
     "a run of three repetitions": _runs([1, 12290]),
     "unequal codes": _skewed(),
     "more than a piece": np.tile(RNG.integers(0, 9, (300, 200), np.uint8), (4, 9)),
-    "a mask": np.asarray(draw(1_000_700, (640, 481)).mask),
+    "a mask": np.asarray(draw_image(1_000_700, (640, 481)).mask),
 }
 
 
@@ -52,7 +52,7 @@ def _written(alpha: np.ndarray, colours: Image.Image, quality: int = 90, **notes
     image = colours.convert("RGB")
     image.putalpha(Image.fromarray(alpha))
     out = io.BytesIO()
-    webp.Parts(image).write(out, quality=quality, **notes)
+    webp.WebpParts(image).write(out, quality=quality, **notes)
     return out.getvalue()
 
 
@@ -76,13 +76,13 @@ def test_codes_are_no_deeper_than_the_format_allows_and_waste_nothing():
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_visible_colours_are_as_true_as_libwebps(hard: bool):
-    drawn = draw(1_000_704, (900, 700))
+    drawn = draw_image(1_000_704, (900, 700))
     mask = drawn.mask.resize((320, 320)).resize((900, 700), Image.Resampling.BILINEAR)
     if hard:
         mask = mask.point([0] * 128 + [255] * 128)
     cut = cut_out(drawn.picture, mask)
     ours, theirs = io.BytesIO(), io.BytesIO()
-    webp.Parts(cut).write(ours, quality=80)
+    webp.WebpParts(cut).write(ours, quality=80)
     cut.save(theirs, "WEBP", quality=80, method=0)
     seen = np.asarray(mask) > 0
     apart = []
@@ -95,7 +95,7 @@ def test_visible_colours_are_as_true_as_libwebps(hard: bool):
 
 @pytest.mark.parametrize("quality", [1, 80, 99])
 def test_colours_are_those_of_an_opaque_file_of_this_quality(quality: int):
-    drawn = draw(1_000_701, (320, 241))
+    drawn = draw_image(1_000_701, (320, 241))
     none_hidden = np.maximum(np.asarray(drawn.mask), 1)
     content = _written(none_hidden, drawn.picture, quality)
     opaque = io.BytesIO()
@@ -107,7 +107,7 @@ def test_colours_are_those_of_an_opaque_file_of_this_quality(quality: int):
 
 
 def test_a_smooth_mask_takes_no_more_room_than_libwebp_needs():
-    drawn = draw(1_000_702, (1200, 900))
+    drawn = draw_image(1_000_702, (1200, 900))
     mask = drawn.mask.resize((320, 320)).resize((1200, 900), Image.Resampling.BILINEAR)
     image = cut_out(drawn.picture, mask)
     theirs = io.BytesIO()
@@ -120,7 +120,7 @@ def test_profile_and_exif_are_in_the_file(mark: bytes):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()[:-1]  # odd or even
     exif = Image.Exif()
     exif[0x013B] = "somebody"
-    notes = {"profile": profile, "exif": mark + exif.tobytes().removeprefix(b"Exif\0\0")}
+    notes = {"icc_profile": profile, "exif": mark + exif.tobytes().removeprefix(b"Exif\0\0")}
     content = _written(PLANES["noise"], Image.new("RGB", PLANES["noise"].shape[::-1]), **notes)
     assert b"Exif\0\0" not in content  # RFC 9649 has no such mark
     assert int.from_bytes(content[4:8], "little") == len(content) - 8
@@ -152,5 +152,5 @@ def test_hidden_colours_are_the_mean_of_what_is_seen_in_their_block(
             if seen.any():
                 expected[block][~seen] = expected[block][seen].mean(0)
     image = Image.fromarray(pixels)
-    found = webp._filled(image, image.getchannel("A")).convert("RGB")
+    found = webp._fill_hidden_colours(image, image.getchannel("A")).convert("RGB")
     np.testing.assert_array_equal(np.asarray(found), expected)

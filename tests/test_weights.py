@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from u2export import checkpoint, weights
+from u2export.core.enums import Architecture
+from u2export.core.models import MODELS
 from u2export.errors import ArtifactError, DependencyError, InputError
-from u2export.spec import MODELS, Architecture
-from u2export.u2net import U2Net
+from u2export.network import checkpoint, pins, weights
+from u2export.network.u2net import U2Net
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, PORTRAIT, DEMO = MODELS["u2netp"], MODELS["u2net_portrait"], MODELS["u2netp-demo"]
@@ -35,7 +36,7 @@ def _sha256(path: Path) -> str:
 
 
 def test_the_bundled_weights_are_those_of_the_table():
-    path = weights.bundled(DEMO)
+    path = weights.bundled_path(DEMO)
     assert _sha256(path) == DEMO.sha256
     assert path.stat().st_size <= 2_500_000
     assert json.loads((ROOT / "weights/u2netp-demo.json").read_text())["sha256"] == DEMO.sha256
@@ -44,7 +45,7 @@ def test_the_bundled_weights_are_those_of_the_table():
 
 def test_the_demo_weights_load_with_strict_keys():
     found = weights.find(DEMO)
-    net = checkpoint.network(found, pytest.fail)
+    net = checkpoint.load_network(found, pytest.fail)
     assert sum(p.numel() for p in net.parameters()) == 1_131_181
     assert found.facts.weights.origin == "bundled"
 
@@ -53,7 +54,7 @@ def test_a_pth_and_a_safetensors_of_the_same_values_load_alike(tmp_path: Path, s
     torch.save(state, tmp_path / "a.pth")
     save_file(state, tmp_path / "a.safetensors")
     first, second = (
-        checkpoint.network(weights.find(SMALL, name), pytest.fail).state_dict()
+        checkpoint.load_network(weights.find(SMALL, name), pytest.fail).state_dict()
         for name in ("a.pth", "a.safetensors")
     )
     assert all(torch.equal(first[k], second[k]) for k in state)
@@ -71,7 +72,7 @@ def test_a_pth_and_a_safetensors_of_the_same_values_load_alike(tmp_path: Path, s
 def test_wrapped_checkpoints_are_taken_and_said_so(tmp_path: Path, state, wrap, said: str):
     torch.save(wrap(state), tmp_path / "w.pth")
     notes: list[str] = []
-    net = checkpoint.network(weights.find(SMALL, "w.pth"), notes.append)
+    net = checkpoint.load_network(weights.find(SMALL, "w.pth"), notes.append)
     assert torch.equal(net.state_dict()["side1.weight"], state["side1.weight"])
     assert any(said in note for note in notes)
 
@@ -88,7 +89,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path, leg
     else:
         torch.save({"state_dict": _Bomb()}, tmp_path / "bomb.pth")
     with pytest.raises(ArtifactError, match=r"bomb\.pth"):
-        checkpoint.network(weights.find(SMALL, "bomb.pth"), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, "bomb.pth"), pytest.fail)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -97,7 +98,7 @@ def test_missing_and_foreign_keys_are_named_three_each(tmp_path: Path, state):
     changed |= {f"alien{i}": torch.zeros(1) for i in range(4)}
     save_file(changed, tmp_path / "odd.safetensors")
     with pytest.raises(ArtifactError) as caught:
-        checkpoint.network(weights.find(SMALL, "odd.safetensors"), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, "odd.safetensors"), pytest.fail)
     assert "missing side1.weight, side1.bias, side2.weight and 9 more" in str(caught.value)
     assert "foreign alien0, alien1, alien2 and 1 more" in str(caught.value)
 
@@ -105,7 +106,7 @@ def test_missing_and_foreign_keys_are_named_three_each(tmp_path: Path, state):
 def test_weights_of_the_other_size_are_called_that(tmp_path: Path):
     save_file(checkpoint.random_state(Architecture.FULL, 0), tmp_path / "full.safetensors")
     with pytest.raises(ArtifactError, match="weights of the full U²-Net, not of the small one"):
-        checkpoint.network(weights.find(SMALL, "full.safetensors"), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, "full.safetensors"), pytest.fail)
 
 
 def test_values_that_are_not_finite_are_named(tmp_path: Path, state):
@@ -113,7 +114,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path, state):
     bad["side3.bias"][0] = float("nan")
     save_file(bad, tmp_path / "nan.safetensors")
     with pytest.raises(ArtifactError, match=r"NaN or infinite values in side3\.bias"):
-        checkpoint.network(weights.find(SMALL, "nan.safetensors"), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, "nan.safetensors"), pytest.fail)
 
 
 @pytest.mark.parametrize("kind", ["torch.int8", "torch.qint8"])
@@ -131,7 +132,7 @@ def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, kind: st
     with pytest.raises(
         ArtifactError, match=rf"holds {kind} in stage1\.rebnconvin\.conv_s1\.weight"
     ):
-        checkpoint.fitted(state, Architecture.SMALL, tmp_path / "x.pth")
+        checkpoint.fit_state(state, Architecture.SMALL, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
@@ -139,7 +140,7 @@ def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, kind: st
 def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=name):
-        checkpoint.network(weights.find(SMALL, name), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, name), pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
@@ -148,7 +149,7 @@ def test_truncated_files_are_refused(tmp_path: Path, name: str, state):
     (torch.save if name.endswith("pth") else save_file)(state, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ArtifactError, match=name):
-        checkpoint.network(weights.find(SMALL, name), pytest.fail)
+        checkpoint.load_network(weights.find(SMALL, name), pytest.fail)
 
 
 def test_the_same_seed_gives_the_same_random_weights_and_hash():
@@ -156,7 +157,7 @@ def test_the_same_seed_gives_the_same_random_weights_and_hash():
     hashes = [w.facts.weights.sha256 for w in (first, again, other)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert first.facts.weights.origin == "random"
-    assert checkpoint.network(first, pytest.fail).side1.weight.abs().max() > 0
+    assert checkpoint.load_network(first, pytest.fail).side1.weight.abs().max() > 0
 
 
 @pytest.mark.parametrize("seed", ["", "x", "-1", "1.5"])
@@ -166,12 +167,12 @@ def test_a_seed_that_is_no_number_is_refused(seed: str):
 
 
 def test_weights_here_come_before_those_in_the_cache(tmp_path: Path):
-    assert weights.local(SMALL) is None
+    assert weights.local_path(SMALL) is None
     for folder in ("cache", "weights"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "u2netp.pth").write_bytes(folder.encode())
         assert (
-            weights.local(SMALL)
+            weights.local_path(SMALL)
             == {
                 "cache": tmp_path / "cache/u2netp.pth",
                 "weights": Path("weights/u2netp.pth"),
@@ -210,8 +211,8 @@ def test_weights_without_a_published_hash_are_pinned_when_first_used(tmp_path: P
     file.write_bytes(b"first")
     found = weights.find(PORTRAIT)
     assert found.facts.weights.origin == "pinned"
-    assert hashlib.sha256(b"first").hexdigest() in weights.pin(found)
-    assert weights.pin(weights.find(PORTRAIT)) == ""
+    assert hashlib.sha256(b"first").hexdigest() in pins.pin_weights(found)
+    assert pins.pin_weights(weights.find(PORTRAIT)) == ""
     file.write_bytes(b"other")
     with pytest.raises(ArtifactError, match="is not u2net_portrait's file"):
         weights.find(PORTRAIT)
@@ -223,11 +224,11 @@ def test_a_pin_that_cannot_be_kept_is_said(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mine.pth").write_bytes(b"mine")
     found = weights.find(PORTRAIT, "mine.pth")
     monkeypatch.setenv("U2EXPORT_CACHE", str(tmp_path / "file" / "cache"))
-    assert "could not be remembered" in weights.pin(found)
+    assert "could not be remembered" in pins.pin_weights(found)
 
 
 def test_full_size_network_loads_its_own_random_state():
     found = weights.find(MODELS["u2net"], "random:2")
-    net = checkpoint.network(found, pytest.fail)
+    net = checkpoint.load_network(found, pytest.fail)
     assert isinstance(net, U2Net)
     assert sum(p.numel() for p in net.parameters()) == 44_009_869

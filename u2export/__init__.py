@@ -21,7 +21,7 @@ from u2export.errors import (
 )
 
 if TYPE_CHECKING:
-    from u2export.run import Segmenter, load
+    from u2export.inference.segmenter import Segmenter, load
 
 __all__ = [
     "ArtifactError",
@@ -38,7 +38,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what opens artifacts when it is first used: the command line's help must be quick."""
     if name in ("Segmenter", "load"):
-        from u2export import run
+        from u2export.inference import segmenter
 
-        return getattr(run, name)
+        return getattr(segmenter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

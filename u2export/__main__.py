@@ -1,5 +1,5 @@
 """`python -m u2export`."""
 
-from u2export.cli import main
+from u2export.cli.app import main
 
 main()

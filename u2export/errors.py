@@ -35,3 +35,9 @@ class ParityError(U2ExportError):
     """An artifact does not do what its reference does, or not what was asked of it."""
 
     exit_status = 6
+
+
+class ImagesFailedError(U2ExportError):
+    """Some pictures failed; the results of the others were written."""
+
+    exit_status = 7

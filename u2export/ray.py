@@ -1,8 +1,7 @@
-"""Pictures by the hundred thousand, on more machines than one: Ray Data over the same pipeline.
+"""Pictures by the hundred thousand, on several machines: Ray Data runs the same pipeline.
 
-Runners live in actors, each with its share of the processors. A picture's result is written whole
-or not at all, so an actor that dies loses nothing: Ray starts another, which does again what the
-first had not told of.
+Each actor holds a runner and its share of the processors. A result is written completely or not at
+all. An actor that dies loses nothing: Ray starts another, which repeats the unreported batch.
 """
 
 from __future__ import annotations
@@ -10,218 +9,265 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from u2export import places, run
+from u2export.core.enums import Stage
 from u2export.errors import DependencyError, InputError, U2ExportError
-from u2export.run import Done, Order
+from u2export.inference.process import ImageOptions, ImageResult, process_images
+from u2export.inference.segmenter import load
+from u2export.system.files import remove_partials
 
-BLOCK = 16  # pictures that an actor takes at a time, and does again if it dies
-_REMOTE = "://"
+BATCH_SIZE = 16  # pictures of an actor's batch, which is repeated if the actor dies
+_SCHEME_MARK = "://"  # in the address of an object store
+_Pair = tuple[str, str]  # paths or addresses of a picture and its result
+_Row = dict[str, Any]
 
 
 def map_pictures(
     artifact: str | Path,
     targets: Iterable[tuple[str | Path, str | Path]],
-    order: Order | None = None,
+    image_options: ImageOptions | None = None,
     *,
     workers: int = 2,
     threads: int = 1,
     skip_existing: bool = False,
-    options: Mapping[str, Any] | None = None,
-) -> Generator[Done, None, None]:
+    load_options: Mapping[str, Any] | None = None,
+) -> Generator[ImageResult, None, None]:
     """Write a result for each picture, on a Ray cluster; a local one is started if there is none.
 
     Args:
-        artifact: the model file, at the same place on every machine.
+        artifact: the model file, at the same path on every machine.
         targets: pairs of picture and result: paths that every machine sees, or addresses of an
-            object store such as `s3://bucket/a.jpg`, for which its fsspec package is needed.
-        order: what is to be made of the pictures; by default masks.
+            object store such as `s3://bucket/a.jpg`. Its fsspec package must be installed.
+        image_options: what to make of the pictures; by default masks.
         workers: actors, each with a runner of its own.
         threads: processors of an actor.
-        skip_existing: leave out pictures whose result is there: a run that broke off goes on.
-        options: what `u2export.load` takes further, such as `device`.
+        skip_existing: skip pictures whose result exists, to continue a run that stopped.
+        load_options: further arguments of `u2export.load`, such as `device`.
 
     Yields:
-        What became of each picture, as it is done; times are those of the worker.
+        The outcome of each picture, when it is ready; times are those of the worker.
 
     Raises:
-        DependencyError: Ray is not installed, or an object store's package is not.
-        InputError: there is no such model file; or as `run.process` raises.
+        DependencyError: Ray or an object store's package is not installed.
+        InputError: there is no such model file; or as for `process.process_images`.
     """
-    ray = _ray()
-    order, given = order or Order(), dict(options or {})
+    ray = _import_ray()
+    image_options, load_options = image_options or ImageOptions(), dict(load_options or {})
     path = Path(artifact).absolute()
-    pairs = [(_whole(str(picture)), _whole(str(result))) for picture, result in targets]
-    wanted = [
-        {"picture": picture, "result": result}
-        for picture, result in pairs
-        if not (skip_existing and _exists(result))
-    ]
-    if not wanted:
+    pairs = [(_absolute(str(picture)), _absolute(str(output))) for picture, output in targets]
+    pending = [pair for pair in pairs if not (skip_existing and _exists(pair[1]))]
+    if not pending:
         return
-    with run.load(path, **given) as segment:  # what is wrong is told here, not by an actor
-        order.check(segment.artifact)
-    folders = {Path(result).parent for _, result in pairs if _REMOTE not in result}
-    places.sweep({folder for folder in folders if folder.is_dir()})
-    _join(ray, workers * threads)
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
-    try:
-        rows = ray.data.from_items(wanted, override_num_blocks=-(-len(wanted) // BLOCK))
-        rows = rows.map_batches(
-            _Maker,
-            fn_constructor_args=(path, order, threads, given),
+    with load(path, **load_options) as segmenter:  # errors appear here, not in an actor
+        image_options.check(segmenter.artifact)
+    _remove_partials(pairs)
+    _connect(ray, workers * threads)
+    with _no_progress_bars(ray):
+        rows = [{"picture": picture, "result": output} for picture, output in pending]
+        pictures = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH_SIZE))
+        results = pictures.map_batches(
+            _ImageActor,
+            fn_constructor_args=(path, image_options, threads, load_options),
             compute=ray.data.ActorPoolStrategy(size=workers),
-            batch_size=BLOCK,
+            batch_size=BATCH_SIZE,
             num_cpus=threads,
             max_restarts=-1,
             max_task_retries=-1,
         )
-        for row in rows.iter_rows():
-            if row["fatal"]:
-                raise InputError(row["fatal"])
-            yield Done(
-                _place(row["picture"]),
-                _place(row["result"]),
-                row["error"],
-                (int(row["width"]), int(row["height"])),
-                row["sha256"],
-                {name: float(row[name]) for name in run.STAGES if row[name] >= 0},
-            )
-    finally:
-        context.enable_progress_bars = bars
+        yield from map(_result_from_row, results.iter_rows())
 
 
-def _join(ray: Any, processors: int) -> None:
-    """Join the cluster there is, or start one on this machine."""
-    if ray.is_initialized():
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(num_cpus=processors, include_dashboard=False, **quiet)
-    if before is not None:
-        signal.signal(signal.SIGTERM, before)  # Ray's own ends with another status
-
-
-def _whole(place: str) -> str:
-    """A place that means the same in another process."""
-    return place if _REMOTE in place else str(Path(place).absolute())
-
-
-def _place(text: str) -> Path | str:
-    return text if _REMOTE in text else Path(text)
-
-
-class _Maker:
-    """What an actor does."""
-
-    def __init__(self, path: Path, order: Order, threads: int, options: dict[str, Any]) -> None:
-        self._order = order
-        self._segment = run.load(path, threads=threads, at_once=threads, **options)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pairs = list(zip(map(str, batch["picture"]), map(str, batch["result"]), strict=True))
-        with ExitStack() as held:
-            home = Path(held.enter_context(tempfile.TemporaryDirectory()))
-            local, failed = [], {}
-            for place, pair in enumerate(pairs):
-                try:
-                    local.append(_brought(pair, home / str(place)))
-                except (InputError, DependencyError) as error:
-                    failed[place] = str(error)
-                    local.append((home / "absent", home / "none"))
-            told: list[dict[str, Any]] = []
-            try:
-                for done in run.process(self._segment, local, self._order):
-                    pair, place = pairs[len(told)], len(told)
-                    if place in failed:
-                        done.error = failed[place]
-                    elif not done.error and _REMOTE in pair[1]:
-                        _sent(Path(done.result), pair[1])
-                    told.append(_row(pair, done))
-            except U2ExportError as error:  # a place cannot be written: the end of all
-                told += [_row(pair, Done("", ""), str(error)) for pair in pairs[len(told) :]]
-        return {name: np.array([row[name] for row in told]) for name in told[0]}
-
-
-def _row(pair: tuple[str, str], done: Done, fatal: str = "") -> dict[str, Any]:
-    return {
-        "picture": pair[0],
-        "result": pair[1],
-        "error": done.error.replace(str(done.picture), pair[0]) if done.error else "",
-        "fatal": fatal,
-        "width": done.size[0],
-        "height": done.size[1],
-        "sha256": done.sha256,
-        **{name: done.ms.get(name, -1.0) for name in run.STAGES},
-    }
-
-
-def _brought(pair: tuple[str, str], home: Path) -> tuple[Path, Path]:
-    """Local files for a picture and its result; what lies elsewhere is copied here."""
-    picture, result = (Path(one) for one in pair)
-    if _REMOTE in pair[0]:
-        system, inside = _store(pair[0])
-        picture = home / PurePosixPath(inside).name
-        picture.parent.mkdir(parents=True)
-        try:
-            with system.open(inside, "rb") as source, picture.open("wb") as file:
-                shutil.copyfileobj(source, file)
-        except FileNotFoundError as error:
-            raise InputError(f"there is no picture at {pair[0]}") from error
-        except OSError as error:
-            raise InputError(f"{pair[0]} cannot be read: {error}") from error
-    if _REMOTE in pair[1]:
-        result = home / "result" / PurePosixPath(pair[1]).name
-    return picture, result
-
-
-def _sent(result: Path, address: str) -> None:
-    """Put a result into an object store, where it appears whole."""
-    system, inside = _store(address)
-    try:
-        system.makedirs(str(PurePosixPath(inside).parent), exist_ok=True)
-        part = f"{inside}.part"
-        system.put_file(str(result), part)
-        try:
-            system.mv(part, inside)
-        except OSError:
-            system.rm(part)
-            raise
-    except OSError as error:
-        raise InputError(f"{address} cannot be written: {error}") from error
-
-
-def _exists(place: str) -> bool:
-    if _REMOTE not in place:
-        return Path(place).exists()
-    system, inside = _store(place)
-    return bool(system.exists(inside))
-
-
-def _store(address: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        system, inside = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise DependencyError(f"{address} cannot be reached: {error}") from error
-    return system, str(inside)
-
-
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise DependencyError("this needs Ray: pip install 'u2export[ray]'") from error
     return ray
+
+
+def _remove_partials(pairs: Sequence[_Pair]) -> None:
+    """Remove what killed workers left in the local folders of results."""
+    folders = {Path(output).parent for _, output in pairs if not _is_remote(output)}
+    remove_partials({folder for folder in folders if folder.is_dir()})
+
+
+def _connect(ray: Any, processors: int) -> None:
+    """Connect to the running cluster, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(num_cpus=processors, include_dashboard=False, **quiet)
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own handler exits with another status
+
+
+@contextmanager
+def _no_progress_bars(ray: Any) -> Iterator[None]:
+    context = ray.data.DataContext.get_current()
+    enabled, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = enabled
+
+
+class _ImageActor:
+    """Processes batches of pictures in a process of the cluster."""
+
+    def __init__(
+        self,
+        path: Path,
+        image_options: ImageOptions,
+        threads: int,
+        load_options: Mapping[str, Any],
+    ) -> None:
+        self._options = image_options
+        self._segmenter = load(path, threads=threads, at_once=threads, **load_options)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Process a batch: columns `picture` and `result` to the columns of `_result_row`."""
+        pairs = list(zip(map(str, batch["picture"]), map(str, batch["result"]), strict=True))
+        with tempfile.TemporaryDirectory() as folder:
+            rows = self._process(pairs, Path(folder))
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    def _process(self, pairs: Sequence[_Pair], folder: Path) -> list[_Row]:
+        """Process pictures; remote files pass through a local folder."""
+        local_pairs, fetch_errors = _fetch_all(pairs, folder)
+        rows: list[_Row] = []
+        try:
+            for result in process_images(self._segmenter, local_pairs, self._options):
+                pair, fetch_error = pairs[len(rows)], fetch_errors[len(rows)]
+                if fetch_error:
+                    result.error = fetch_error
+                elif not result.error and _is_remote(pair[1]):
+                    _upload(Path(result.output), pair[1])
+                rows.append(_result_row(pair, result))
+        except U2ExportError as error:  # a result cannot be written: this ends the run
+            no_result = ImageResult("", "")
+            rows += [_result_row(pair, no_result, str(error)) for pair in pairs[len(rows) :]]
+        return rows
+
+
+def _result_row(pair: _Pair, result: ImageResult, fatal_error: str = "") -> _Row:
+    """An outcome as a flat row; `_result_from_row` reads it. A stage not reached has time -1."""
+    return {
+        "picture": pair[0],
+        "result": pair[1],
+        "error": result.error.replace(str(result.picture), pair[0]) if result.error else "",
+        "fatal": fatal_error,
+        "width": result.size[0],
+        "height": result.size[1],
+        "sha256": result.sha256,
+        **{stage: result.ms.get(stage, -1.0) for stage in map(str, Stage)},
+    }
+
+
+def _result_from_row(row: Mapping[str, Any]) -> ImageResult:
+    if row["fatal"]:
+        raise InputError(row["fatal"])
+    return ImageResult(
+        _path_or_address(row["picture"]),
+        _path_or_address(row["result"]),
+        row["error"],
+        (int(row["width"]), int(row["height"])),
+        row["sha256"],
+        {stage: float(row[stage]) for stage in map(str, Stage) if row[stage] >= 0},
+    )
+
+
+def _fetch_all(pairs: Sequence[_Pair], folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Fetch the pictures of a batch.
+
+    Returns:
+        Local paths of each picture and its result, and the error of each; empty where there is
+        none. A picture that was not fetched has paths that do not exist.
+    """
+    local_pairs, errors = [], []
+    for index, pair in enumerate(pairs):
+        try:
+            local_pairs.append(_fetch(pair, folder / str(index)))
+            errors.append("")
+        except (InputError, DependencyError) as error:
+            local_pairs.append((folder / "absent", folder / "none"))
+            errors.append(str(error))
+    return local_pairs, errors
+
+
+def _fetch(pair: _Pair, folder: Path) -> tuple[Path, Path]:
+    """Local paths of a picture and its result; a remote picture is copied into the folder."""
+    picture, output = (Path(path) for path in pair)
+    if _is_remote(pair[0]):
+        store, key = _open_store(pair[0])
+        picture = folder / PurePosixPath(key).name
+        picture.parent.mkdir(parents=True)
+        try:
+            with store.open(key, "rb") as source, picture.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        except FileNotFoundError as error:
+            raise InputError(f"there is no picture at {pair[0]}") from error
+        except OSError as error:
+            raise InputError(f"{pair[0]} cannot be read: {error}") from error
+    if _is_remote(pair[1]):
+        output = folder / "result" / PurePosixPath(pair[1]).name
+    return picture, output
+
+
+def _upload(file: Path, address: str) -> None:
+    """Copy a file into an object store, where it appears complete."""
+    store, key = _open_store(address)
+    try:
+        store.makedirs(str(PurePosixPath(key).parent), exist_ok=True)
+        partial = f"{key}.part"
+        store.put_file(str(file), partial)
+        try:
+            store.mv(partial, key)
+        except OSError:
+            store.rm(partial)
+            raise
+    except OSError as error:
+        raise InputError(f"{address} cannot be written: {error}") from error
+
+
+def _exists(path_or_address: str) -> bool:
+    if not _is_remote(path_or_address):
+        return Path(path_or_address).exists()
+    store, key = _open_store(path_or_address)
+    return bool(store.exists(key))
+
+
+def _open_store(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it."""
+    import fsspec
+
+    try:
+        store, key = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise DependencyError(f"{address} cannot be reached: {error}") from error
+    return store, str(key)
+
+
+def _absolute(path_or_address: str) -> str:
+    """Make a path independent of the current folder; an address stays."""
+    if _is_remote(path_or_address):
+        return path_or_address
+    return str(Path(path_or_address).absolute())
+
+
+def _path_or_address(text: str) -> Path | str:
+    return text if _is_remote(text) else Path(text)
+
+
+def _is_remote(text: str) -> bool:
+    return _SCHEME_MARK in text

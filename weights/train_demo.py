@@ -29,11 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from u2export.drawn import HELD_OUT, draw
-from u2export.metrics import iou
-from u2export.pipeline import open_picture, preprocess, stretch
-from u2export.spec import Architecture, PictureSpec, Resize
-from u2export.u2net import U2Net
+from u2export.compare.metrics import iou
+from u2export.core.enums import Architecture, Resize
+from u2export.core.models import PictureSpec
+from u2export.images.decode import open_image
+from u2export.images.postprocess import stretch_saliency
+from u2export.images.preprocess import preprocess
+from u2export.images.synthetic import HELD_OUT_SEED, draw_image
+from u2export.network.u2net import U2Net
 
 # (share of the steps, side in pixels, pictures a step): small and many first, the real size last.
 STAGES = ((0.75, 128, 12), (0.16, 192, 8), (0.09, 320, 4))
@@ -57,10 +60,10 @@ class DrawnPictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Network input (3,side,side) and mask (1,side,side) in [0,1]."""
         seed = self.start + index
-        assert seed < HELD_OUT
+        assert seed < HELD_OUT_SEED
         rng = np.random.default_rng([seed, 7])
         width, height = (int(self.side * rng.uniform(1, 1.8)) for _ in range(2))
-        drawn = draw(seed, (width, height))
+        drawn = draw_image(seed, (width, height))
         way = Resize.AUTHORS if rng.random() < 0.5 else Resize.BILINEAR
         x = preprocess(drawn.picture, PictureSpec(size=self.side, resize=way))[0]
         mask = drawn.mask.resize((self.side, self.side), Image.Resampling.BILINEAR)
@@ -185,7 +188,7 @@ def evaluate(weights: Path, photographs: Path | None, masks: Path | None) -> dic
         {k: v.float() for k, v in load_file(weights).items()}, strict=False, assign=False
     )
     network.eval()
-    drawn = [draw(HELD_OUT + i, (400, 320)) for i in range(HELD_OUT_PICTURES)]
+    drawn = [draw_image(HELD_OUT_SEED + i, (400, 320)) for i in range(HELD_OUT_PICTURES)]
     scores: dict[str, object] = {
         f"{HELD_OUT_PICTURES} held-out drawn pictures": _scores(
             network, [(d.picture, d.mask) for d in drawn]
@@ -193,7 +196,7 @@ def evaluate(weights: Path, photographs: Path | None, masks: Path | None) -> dic
     }
     if photographs and masks:
         pairs = [
-            (open_picture(path), Image.open(masks / f"{path.stem}.png").convert("L"))
+            (open_image(path), Image.open(masks / f"{path.stem}.png").convert("L"))
             for path in sorted(photographs.iterdir())
         ]
         scores[f"{len(pairs)} photographs, against u2netp's published masks"] = _scores(
@@ -209,7 +212,7 @@ def _scores(network: U2Net, pairs: list[tuple[Image.Image, Image.Image]]) -> dic
     for picture, mask in pairs:
         with torch.inference_mode():
             saliency = network(torch.tensor(preprocess(picture, spec))).numpy()[0, 0]
-        found = stretch(saliency, spec)
+        found = stretch_saliency(saliency, spec)
         small = mask.resize((spec.size, spec.size), Image.Resampling.BILINEAR)
         truth = np.asarray(small, np.float32) / 255
         ious.append(iou(truth, found))

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-_MODULE = "u2export.graph.trace"
+_MODULE = "u2export.onnx_graph.trace"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -28,7 +28,9 @@ class _Finder(importlib.abc.MetaPathFinder):
             sys.path.append(str(Path(__file__).parents[1]))
             import traces
 
-            module.trace = traces.once(module.trace, Path(os.environ["U2EXPORT_TEST_TRACES"]))
+            module.trace_network = traces.once(
+                module.trace_network, Path(os.environ["U2EXPORT_TEST_TRACES"])
+            )
 
         spec.loader.exec_module = exec_module
         return spec

@@ -1,1 +1,1 @@
-"""One file per runtime; reached by entry point only."""
+"""One file or folder per runtime; imported by entry point only."""

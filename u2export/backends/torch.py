@@ -1,4 +1,4 @@
-"""PyTorch: the reference. Its artifact is the weights themselves, as safetensors."""
+"""PyTorch, the reference runtime: its artifact is the weights themselves, as safetensors."""
 
 from __future__ import annotations
 
@@ -16,137 +16,161 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from u2export import checkpoint
-from u2export.artifact import FACTS_KEY, Artifact, Facts, embed_digest, no_digest
-from u2export.backend import Array, Backend, Runner, facts_for
+from u2export.core.arrays import Array
+from u2export.core.artifact import Artifact, converted_facts
+from u2export.core.backend import Backend, Runner
+from u2export.core.digest import blank_digest, embed_digest
+from u2export.core.enums import Device, Precision
+from u2export.core.execution import UNKNOWN, Execution, Layer
+from u2export.core.facts import FACTS_KEY, Facts
+from u2export.core.requests import ExportSpec, RunSpec
 from u2export.errors import ArtifactError, DependencyError, ExportError
-from u2export.executed import UNKNOWN, Executed, Layer
-from u2export.machine import cuda
-from u2export.progress import say
-from u2export.spec import Device, ExportSpec, Precision, RunSpec
-from u2export.u2net import located
+from u2export.network import checkpoint
+from u2export.network.u2net import U2Net, current_module
+from u2export.system import hardware
+from u2export.system.progress import say
 
-TYPES = {
+_DTYPES = {
     Precision.FP32: torch.float32,
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
-NAMES = {kind: str(name) for name, kind in TYPES.items()}
-_LOCK = threading.Lock()
+_DTYPE_NAMES = {dtype: str(precision) for precision, dtype in _DTYPES.items()}
 # Operations that move or convert values and compute nothing.
-MOVES = frozenset(
+_DATA_MOVEMENT = frozenset(
     {"_to_copy", "alias", "cat", "clone", "contiguous", "copy_", "detach", "slice", "to", "view"}
 )
+_SETTINGS_LOCK = threading.Lock()  # for settings that belong to the process
 
 
 def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     """Write verified weights as float32 safetensors under the published names.
 
+    Args:
+        parent: the weights.
+        spec: the request.
+        out: path of the new file.
+
+    Returns:
+        The facts embedded in the file.
+
     Raises:
-        ArtifactError: the weights are damaged or do not fit.
+        ArtifactError: the weights are damaged or do not fit the model.
     """
-    state = checkpoint.network(parent, say).state_dict()
-    tools = {name: importlib.metadata.version(name) for name in ("torch", "u2export")}
-    facts = facts_for(parent, spec, tools)
+    state = checkpoint.load_network(parent, say).state_dict()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "u2export")}
+    facts = converted_facts(parent, spec, versions)
     # One entry only: safetensors writes several in an order that changes from run to run.
-    metadata = {FACTS_KEY: no_digest() + facts.model_dump_json()}
-    save_file({k: v.contiguous() for k, v in state.items()}, out, metadata=metadata)
+    metadata = {FACTS_KEY: blank_digest() + facts.model_dump_json()}
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, out, metadata=metadata)
     embed_digest(out)
     return facts
 
 
 class TorchRunner(Runner):
-    """The reference network in PyTorch, channels last."""
+    """The reference network in PyTorch, with channels-last memory."""
 
-    def __init__(self, artifact: Artifact, asked: RunSpec) -> None:
-        """Load the weights.
+    def __init__(self, artifact: Artifact, run_spec: RunSpec) -> None:
+        """Load the weights onto the device.
 
         Raises:
-            ArtifactError: they are damaged or do not fit the model.
+            ArtifactError: the weights are damaged or do not fit the model.
+            DependencyError: this PyTorch cannot use the device.
         """
         super().__init__(artifact.facts.size, None)
-        self._asked = asked
-        self._stored = artifact.stored
-        self._type = TYPES[asked.precision or Precision.FP32]
-        network = checkpoint.network(artifact, say)
-        try:
-            network = network.to(asked.device.value, self._type)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise DependencyError(
-                f"torch {torch.__version__} cannot use {asked.device}: {reason}"
-            ) from error
-        # torch's stubs know `memory_format` for tensors only
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        graphs = "reduce-overhead" if asked.device is Device.CUDA else "default"
-        self._call = torch.compile(self._network, mode=graphs) if asked.compiled else self._network
+        self._run_spec = run_spec
+        self._stored_precision = artifact.stored_precision
+        self._dtype = _DTYPES[run_spec.precision or Precision.FP32]
+        self._network = _load_on_device(artifact, run_spec.device, self._dtype)
+        mode = "reduce-overhead" if run_spec.device is Device.CUDA else "default"
+        self._forward = (
+            torch.compile(self._network, mode=mode) if run_spec.compiled else self._network
+        )
 
     def _infer(self, x: Array) -> Array:
-        return self._compute(self._call, x)
+        return self._compute(self._forward, x)
 
-    def _compute(self, network: Callable[[torch.Tensor], torch.Tensor], x: Array) -> Array:
+    def _compute(self, forward: Callable[[torch.Tensor], torch.Tensor], x: Array) -> Array:
         try:
-            with torch.inference_mode(), _settings(self._asked):
-                batch = torch.tensor(x).to(self._asked.device.value, self._type)
+            with torch.inference_mode(), _process_settings(self._run_spec):
+                batch = torch.tensor(x).to(self._run_spec.device.value, self._dtype)
                 batch = batch.contiguous(memory_format=torch.channels_last)
-                result = network(batch).to("cpu", torch.float32).contiguous()
+                result = forward(batch).to("cpu", torch.float32).contiguous()
                 y: Array = result.numpy().copy()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ExportError(f"torch {torch.__version__} failed: {reason}") from error
+            raise ExportError(f"torch {torch.__version__} failed: {_first_line(error)}") from error
         return y
 
     def _on_device(self, x: Array, count: int) -> list[float]:
-        if self._asked.device is not Device.CUDA:
+        if self._run_spec.device is not Device.CUDA:
             return []
         samples = []
 
-        def timed(batch: torch.Tensor) -> torch.Tensor:
+        def timed_forward(batch: torch.Tensor) -> torch.Tensor:
             event = partial(torch.cuda.Event, enable_timing=True)
             begin, end = event(), event()
-            result: torch.Tensor = self._call(batch)
+            result: torch.Tensor = self._forward(batch)
             for _ in range(count):
                 begin.record()
-                result = self._call(batch)
+                result = self._forward(batch)
                 end.record()
                 end.synchronize()
                 samples.append(float(begin.elapsed_time(end)))
             return result
 
-        self._compute(timed, x)
+        self._compute(timed_forward, x)
         return samples
 
-    def _executed(self) -> Executed:
-        """Run once and note every operation PyTorch dispatches, with its types.
+    def _executed(self) -> Execution:
+        """Run once and record every operation that PyTorch dispatches, with its types.
 
-        A compiled network is noted as it is before its compilation, and that is said.
+        Of a compiled network this records the operations before compilation. The runtime's name
+        in the result then says so.
         """
         layers: list[Layer] = []
 
-        def noted(batch: torch.Tensor) -> torch.Tensor:
-            with located(self._network) as place, _Account(place, layers):
+        def recorded_forward(batch: torch.Tensor) -> torch.Tensor:
+            with current_module(self._network) as stack, _OperationRecorder(stack, layers):
                 result: torch.Tensor = self._network(batch)
             return result
 
-        self._compute(noted, np.zeros((1, 3, self.size, self.size), np.float32))
-        return Executed(
+        self._compute(recorded_forward, np.zeros((1, 3, self.size, self.size), np.float32))
+        return Execution(
             runtime=f"torch {torch.__version__}"
-            + (", before compilation" if self._asked.compiled else ""),
-            device=self._asked.device,
-            stored=self._stored,
+            + (", before compilation" if self._run_spec.compiled else ""),
+            device=self._run_spec.device,
+            stored=self._stored_precision,
             layers=tuple(layers),
         )
 
     def _release(self) -> None:
-        del self._network, self._call
+        del self._network, self._forward
 
 
-class _Account(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
-    """Notes device, type and multiply-adds of every operation."""
+def _load_on_device(artifact: Artifact, device: Device, dtype: torch.dtype) -> U2Net:
+    network = checkpoint.load_network(artifact, say)
+    try:
+        network = network.to(device.value, dtype)
+    except RuntimeError as error:
+        raise DependencyError(
+            f"torch {torch.__version__} cannot use {device}: {_first_line(error)}"
+        ) from error
+    # torch's stubs know `memory_format` for tensors only
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def __init__(self, place: list[str], layers: list[Layer]) -> None:
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).splitlines()[0]
+
+
+class _OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook has no types
+    """Records device, type and multiply-adds of every operation."""
+
+    def __init__(self, module_stack: list[str], layers: list[Layer]) -> None:
+        """Record into `layers`, under the name at the top of `module_stack`."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._place, self._layers = place, layers
+        self._module_stack, self._layers = module_stack, layers
 
     def __torch_dispatch__(
         self,
@@ -155,65 +179,69 @@ class _Account(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's h
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        """Run an operation; record it if it maps a tensor to a tensor."""
         result = func(*args, **(kwargs or {}))
-        first = result[0] if isinstance(result, tuple) else result
-        kind = str(func.overloadpacket).removeprefix("aten.")
-        if isinstance(first, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
-            convolution = "conv" in kind
+        output = result[0] if isinstance(result, tuple) else result
+        if isinstance(output, torch.Tensor) and args and isinstance(args[0], torch.Tensor):
+            kind = str(func.overloadpacket).removeprefix("aten.")
+            # a convolution's second argument is its kernel, (out, in, height, width)
+            macs = args[1][0].numel() * output.numel() if "conv" in kind else 0
             self._layers.append(
                 Layer(
-                    name=f"{self._place[-1]}/{kind}",
+                    name=f"{self._module_stack[-1]}/{kind}",
                     kind=kind,
-                    device=first.device.type,
-                    precision=NAMES.get(args[0].dtype, UNKNOWN),
-                    moves=kind in MOVES,
-                    macs=args[1][0].numel() * first.numel() if convolution else 0,
+                    device=output.device.type,
+                    precision=_DTYPE_NAMES.get(args[0].dtype, UNKNOWN),
+                    moves=kind in _DATA_MOVEMENT,
+                    macs=macs,
                 )
             )
         return result
 
 
 @contextmanager
-def _settings(asked: RunSpec) -> Iterator[None]:
-    """Let this process's PyTorch compute as asked, and as before afterwards.
+def _process_settings(run_spec: RunSpec) -> Iterator[None]:
+    """Set the process's PyTorch to the request, and set it back afterwards.
 
-    Its number of threads, and whether cuDNN computes float32 in TF32 (as it does by default),
-    belong to the process: another thread waits.
+    Two settings belong to the process: the number of threads, and whether cuDNN computes float32
+    in TF32, as it does by default. Other threads wait meanwhile.
     """
-    with _LOCK:
+    with _SETTINGS_LOCK:
         threads = torch.get_num_threads()
-        torch.set_num_threads(asked.threads)
-        # both, since PyTorch refuses to be asked while they differ
-        kinds: list[Any] = []
-        if asked.device is Device.CUDA:
-            kinds = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]  # not in its stubs
-        before = [kind.fp32_precision for kind in kinds]
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+        torch.set_num_threads(run_spec.threads)
+        # both, since PyTorch refuses to report the precision while they differ
+        cudnn_parts: list[Any] = []
+        if run_spec.device is Device.CUDA:
+            cudnn_parts = [torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]  # not in its stubs
+        previous = [part.fp32_precision for part in cudnn_parts]
+        for part in cudnn_parts:
+            part.fp32_precision = "ieee"
         try:
             yield
         finally:
-            for kind, precision in zip(kinds, before, strict=True):
-                kind.fp32_precision = precision
+            for part, precision in zip(cudnn_parts, previous, strict=True):
+                part.fp32_precision = precision
             torch.set_num_threads(threads)
 
 
-def open_runner(artifact: Artifact, asked: RunSpec) -> Runner:
-    """Open weights on a device."""
-    return TorchRunner(artifact, asked)
-
-
-def missing_device(device: Device) -> str:
-    """Say why this PyTorch cannot run on a device here."""
+def unavailable_reason(device: Device) -> str:
+    """Say why this PyTorch cannot run on a device here; empty if it can."""
     if device is Device.CPU or torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA: install a CUDA build of it"
-    return cuda().reason or "PyTorch finds no GPU it can use"
+    return hardware.query_cuda().reason or "PyTorch finds no GPU it can use"
 
 
 def read_facts(path: Path) -> str | None:
-    """Read the facts embedded in a safetensors file; None in a foreign file or a checkpoint."""
+    """Read the facts embedded in a safetensors file.
+
+    Returns:
+        Their text; None for a foreign file or a checkpoint.
+
+    Raises:
+        ArtifactError: the file is damaged or no safetensors file.
+    """
     if path.suffix.lower() != ".safetensors":
         return None
     try:
@@ -221,7 +249,7 @@ def read_facts(path: Path) -> str | None:
             text = (file.metadata() or {}).get(FACTS_KEY)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}") from error
-    return text[len(no_digest()) :] if text else None
+    return text[len(blank_digest()) :] if text else None
 
 
 BACKEND = Backend(
@@ -235,9 +263,10 @@ BACKEND = Backend(
     precisions=(Precision.FP32,),
     devices=(Device.CPU, Device.CUDA),
     export=export,
-    open=open_runner,
+    open_runner=TorchRunner,
     read_facts=read_facts,
     run_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
     run_options=("compiled",),
-    missing_device=missing_device,
+    unavailable_reason=unavailable_reason,
+    plot_colour="#d98a4e",
 )

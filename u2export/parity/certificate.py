@@ -1,32 +1,32 @@
-"""A passed judgement, kept in the artifact's manifest; checking it again runs nothing."""
+"""The certificate of a passed check, in the artifact's manifest; reading it runs nothing."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from u2export.artifact import Artifact, note_check
+from u2export.compare.budgets import Budget
+from u2export.compare.metrics import MaskComparison
+from u2export.core.artifact import Artifact, record_check
 from u2export.errors import ArtifactError, ParityError
-from u2export.metrics import Judgement
-from u2export.parity.budgets import Budget
-from u2export.parity.report import CandidateResult, Report
+from u2export.parity.report import CandidateResult, ParityReport
 
-NAME = "certificate"
+CERTIFICATE_KEY = "certificate"  # of `Artifact.checks`
 
 
 class Certificate(BaseModel):
-    """What a check found of an artifact that passed it.
+    """The result of a check that an artifact passed.
 
     Attributes:
         created: date and time of the check, UTC.
-        files: sha256 of what was judged, by file name.
+        files: sha256 of the checked files, by file name.
         reference: name of what it was compared with.
         weights: sha256 of the weights both were made from.
-        cases: how many were judged.
-        budget: what it was allowed to differ by.
-        judgement: by how much it did.
+        cases: number of cases checked.
+        budget: how far it was allowed to differ.
+        judgement: how far it differed.
         worst: name of the picture it differed most on.
         ran: what really ran.
-        versions: of the packages that matter.
+        versions: versions of the packages that matter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,18 +37,18 @@ class Certificate(BaseModel):
     weights: str
     cases: int
     budget: Budget
-    judgement: Judgement
+    judgement: MaskComparison
     worst: str
     ran: str
     versions: dict[str, str]
 
 
-def certify(artifact: Artifact, result: CandidateResult, report: Report) -> None:
-    """Write a passed judgement into an artifact's manifest.
+def write_certificate(artifact: Artifact, result: CandidateResult, report: ParityReport) -> None:
+    """Write a passed result into an artifact's manifest.
 
     Raises:
-        ParityError: it did not pass.
-        InputError: it has no manifest, or that cannot be written.
+        ParityError: the result did not pass.
+        InputError: the artifact has no manifest, or it cannot be written.
     """
     if not result.passed or result.judgement is None or result.worst is None:
         raise ParityError(f"{result.party.name} did not pass: there is nothing to certify")
@@ -57,30 +57,30 @@ def certify(artifact: Artifact, result: CandidateResult, report: Report) -> None
         files=dict(artifact.files),
         reference=report.reference.name,
         weights=report.reference.weights,
-        cases=sum(case.judged for case in result.cases),
+        cases=len(result.checked),
         budget=result.budget,
         judgement=result.judgement,
         worst=result.worst.name,
         ran=f"{result.party.runtime}: {result.party.ran}",
         versions=report.versions,
     )
-    note_check(artifact, NAME, certificate.model_dump(mode="json"))
+    record_check(artifact, CERTIFICATE_KEY, certificate.model_dump(mode="json"))
 
 
-def read(artifact: Artifact) -> Certificate:
-    """Give the certificate of an artifact that `registry.open_artifact` verified.
+def read_certificate(artifact: Artifact) -> Certificate:
+    """Read the certificate of an artifact that `registry.open_artifact` verified.
 
     Raises:
-        ParityError: it has none.
-        ArtifactError: it has one for other bytes, or what stands there is none.
+        ParityError: there is no certificate.
+        ArtifactError: the certificate is for other bytes, or cannot be read.
     """
-    found = artifact.checks.get(NAME)
-    if found is None:
+    entry = artifact.checks.get(CERTIFICATE_KEY)
+    if entry is None:
         raise ParityError(
             f"{artifact.path} was never judged: u2export parity torch {artifact.path}"
         )
     try:
-        certificate = Certificate.model_validate(found)
+        certificate = Certificate.model_validate(entry)
     except ValidationError as error:
         raise ArtifactError(f"the certificate of {artifact.path} cannot be read") from error
     if certificate.files != dict(artifact.files):

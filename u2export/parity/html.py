@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from u2export.backend import Array
-from u2export.metrics import MIN_CONTRAST, THRESHOLD, Difference, Judgement
-from u2export.parity.budgets import Budget
-from u2export.parity.report import CandidateResult, CaseResult, Report
-from u2export.parity.shown import Shown
-from u2export.parity.words import fault, printable, why
+from u2export.compare.budgets import Budget
+from u2export.compare.metrics import MIN_CONTRAST, SUBJECT_THRESHOLD, Difference, MaskComparison
+from u2export.parity.explanations import failure_reason, verdict_reason
+from u2export.parity.report import CandidateResult, CaseResult, ParityReport
+from u2export.reports.heat_map import (
+    HEAT_COLOURS,
+    data_uri,
+    heat_map,
+    thumbnail_size,
+    to_gray_image,
+)
+from u2export.reports.mask_pair import MaskPair
+from u2export.reports.text import printable
 
-SIDE = 320  # pixels of a shown picture's longer side
-LEAST = 64  # pixels of its shorter side, so that a line of pixels is still seen
-# Colours of the heat map from no difference to 1, ever brighter: they can be told apart in gray.
-_HEAT = ((0, 0, 0), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191))
-# The figures of a picture: field of `Difference`, name, what it is, format.
+# The figures of a picture: field of `Difference`, name, meaning, number format.
 _FIGURES = (
     ("mask_mae", "Mask MAE", "how far the masks are apart on average; 0 is equal", ".3g"),
     ("mask_iou", "Mask IoU", "how much of the two subjects is in both; 1 is equal", ".4f"),
@@ -40,24 +39,24 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class _Figure:
-    """A row of a candidate's table, as text; `over` are the columns that are over their bound."""
+    """A row of a candidate's table, as text; `over` names the columns that exceed their bound."""
 
     name: str
-    means: str
+    meaning: str
     worst: str
-    whole: str
+    overall: str
     bound: str
     over: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A candidate, a case or a shown picture with what became of it."""
+    """A candidate, a case or a shown picture, with its state."""
 
     state: str
     candidate: CandidateResult | None = None
     case: CaseResult | None = None
-    fault: str = ""
+    reason: str = ""
     figures: tuple[_Figure, ...] = ()
 
 
@@ -68,27 +67,29 @@ class _Panel:
 
 
 @dataclass(frozen=True)
-class _Exhibit:
-    shown: Shown
+class _ShownCase:
+    """A picture with its two masks and where they differ."""
+
+    pair: MaskPair
     row: _Row
     panels: tuple[_Panel, ...]
-    apart: str
+    distance: str
 
 
-def page(report: Report, shown: Sequence[Shown]) -> str:
-    """Write the page: verdict, candidates, pictures, cases, and what was run where.
+def parity_page(report: ParityReport, mask_pairs: Sequence[MaskPair]) -> str:
+    """Write the page: verdict, candidates, pictures, cases, and what ran where.
 
     Args:
-        report: what was found.
-        shown: cases to be looked at, in this order.
+        report: the report.
+        mask_pairs: cases worth showing, in this order.
     """
     text = _template().render(
         report=report,
-        why=why(report),
-        candidates=[_card(one) for one in report.candidates],
-        cases=_rows(report),
-        exhibits=[_exhibit(one, report) for one in shown],
-        heat=", ".join(f"rgb{colour}" for colour in _HEAT),
+        reason=verdict_reason(report),
+        candidates=[_candidate_row(result) for result in report.candidates],
+        cases=_case_rows(report),
+        shown_cases=[_shown_case(pair, report) for pair in mask_pairs],
+        heat_colours=", ".join(f"rgb{colour}" for colour in HEAT_COLOURS),
     )
     return printable(text)
 
@@ -101,64 +102,55 @@ def _template() -> Template:
     return environment.from_string(source.read_text(encoding="utf-8"))
 
 
-def _card(one: CandidateResult) -> _Row:
-    state = "missing" if one.missing else ("passed" if one.passed else "failed")
-    return _Row(state, one, one.worst, fault(one), _figures(one))
+def _candidate_row(result: CandidateResult) -> _Row:
+    return _Row(result.state, result, result.worst, failure_reason(result), _figures(result))
 
 
-def _rows(report: Report) -> list[_Row]:
-    """Every case of every candidate: failed ones, passed ones, skipped ones."""
-    rows = [_Row(_state(case), one, case) for one in report.candidates for case in one.cases]
+def _case_rows(report: ParityReport) -> list[_Row]:
+    """Every case of every candidate: first the failed, then the passed, then the skipped."""
+    rows = [_Row(case.state, result, case) for result in report.candidates for case in result.cases]
     return sorted(rows, key=lambda row: ("failed", "passed", "skipped").index(row.state))
 
 
-def _state(case: CaseResult) -> str:
-    if not case.judged:
-        return "skipped"
-    return "passed" if case.passed else "failed"
-
-
-# --- figures -----------------------------------------------------------------------------------
-
-
-def _figures(one: CandidateResult) -> tuple[_Figure, ...]:
-    if one.worst is None or one.worst.difference is None:
+def _figures(result: CandidateResult) -> tuple[_Figure, ...]:
+    if result.worst is None or result.worst.difference is None:
         return ()
-    found, whole, bounds = one.worst.difference, _whole(one.judgement), _bounds(one.budget)
-    subject = (one.worst.contrast or 0.0) >= MIN_CONTRAST
+    difference, bounds = result.worst.difference, _bounds(result.budget)
+    overall = _overall(result.judgement)
+    has_subject = (result.worst.contrast or 0.0) >= MIN_CONTRAST
     return tuple(
         _Figure(
             name=name,
-            means=means,
-            worst=_worst(found, field, form, subject),
-            whole=whole.get(field, ""),
+            meaning=meaning,
+            worst=_worst(difference, field, number_format, has_subject),
+            overall=overall.get(field, ""),
             bound=bounds.get(field, "no bound"),
-            over=_over(one, field),
+            over=_columns_over(result, field),
         )
-        for field, name, means, form in _FIGURES
+        for field, name, meaning, number_format in _FIGURES
     )
 
 
-def _worst(found: Difference, field: str, form: str, subject: bool) -> str:
-    text = format(getattr(found, field), form)
-    judged = subject or not field.startswith(("mask", "boundary"))
-    return text if judged else f"{text} (no subject: not judged)"
+def _worst(difference: Difference, field: str, number_format: str, has_subject: bool) -> str:
+    text = format(getattr(difference, field), number_format)
+    checked = has_subject or not field.startswith(("mask", "boundary"))
+    return text if checked else f"{text} (no subject: not judged)"
 
 
-def _whole(found: Judgement | None) -> dict[str, str]:
-    """Figures over all pictures, by name."""
-    if found is None:
+def _overall(comparison: MaskComparison | None) -> dict[str, str]:
+    """The figures over all pictures, by name."""
+    if comparison is None:
         return {}
-    figures = {"raw_max": f"{found.raw_max:.3g}", "raw_mean": f"{found.raw_mean:.3g}"}
-    if found.mask_mae is not None:
-        figures["mask_mae"] = f"{found.mask_mae:.3g}"
-    if found.mask_iou is not None and found.worst_iou is not None:
-        figures["mask_iou"] = f"{found.mask_iou:.4f}, worst {found.worst_iou:.4f}"
+    figures = {"raw_max": f"{comparison.raw_max:.3g}", "raw_mean": f"{comparison.raw_mean:.3g}"}
+    if comparison.mask_mae is not None:
+        figures["mask_mae"] = f"{comparison.mask_mae:.3g}"
+    if comparison.mask_iou is not None and comparison.worst_iou is not None:
+        figures["mask_iou"] = f"{comparison.mask_iou:.4f}, worst {comparison.worst_iou:.4f}"
     return figures
 
 
 def _bounds(budget: Budget) -> dict[str, str]:
-    """What is allowed, by the figure's name."""
+    """The allowed values, by the figure's name."""
     bounds = {
         "mask_mae": f"at most {budget.mask_mae:g} over all",
         "mask_iou": f"at least {budget.worst_iou:g} each, {budget.mask_iou:g} over all",
@@ -171,83 +163,45 @@ def _bounds(budget: Budget) -> dict[str, str]:
     return bounds
 
 
-def _over(one: CandidateResult, field: str) -> tuple[str, ...]:
-    """Of `worst` and `whole`, those that the report's reasons say are over the bound."""
+def _columns_over(result: CandidateResult, field: str) -> tuple[str, ...]:
+    """Which of `worst` and `overall` are over the bound, by the report's reasons."""
     names = (field, "worst_iou") if field == "mask_iou" else (field,)
-    worst = one.worst.reasons if one.worst and not one.worst.passed else ()
-    given = {"worst": " ".join(worst), "whole": " ".join(one.reasons)}
-    return tuple(column for column, text in given.items() if any(name in text for name in names))
+    worst = result.worst.reasons if result.worst and not result.worst.passed else ()
+    reasons = {"worst": " ".join(worst), "overall": " ".join(result.reasons)}
+    return tuple(column for column, text in reasons.items() if any(name in text for name in names))
 
 
-# --- pictures ----------------------------------------------------------------------------------
-
-
-def _exhibit(shown: Shown, report: Report) -> _Exhibit:
-    box = box_of(shown.picture)
+def _shown_case(pair: MaskPair, report: ParityReport) -> _ShownCase:
+    box = thumbnail_size(pair.picture)
     panels = [
-        _Panel("picture", uri(Image.fromarray(shown.picture), box)),
-        _Panel("reference's mask", uri(gray(shown.reference), box)),
-        _Panel("candidate's mask", uri(gray(shown.found), box)),
+        _Panel("picture", data_uri(Image.fromarray(pair.picture), box)),
+        _Panel("reference's mask", data_uri(to_gray_image(pair.reference_mask), box)),
+        _Panel("candidate's mask", data_uri(to_gray_image(pair.candidate_mask), box)),
     ]
-    row = _found(shown, report)
-    if shown.reference.shape != shown.found.shape:
-        return _Exhibit(shown, row, tuple(panels), "the masks are of different sizes")
-    panels.append(_Panel("difference", uri(heat_map(shown.reference, shown.found, box), box)))
-    return _Exhibit(shown, row, tuple(panels), _apart(shown))
+    row = _row_of(pair, report)
+    if pair.reference_mask.shape != pair.candidate_mask.shape:
+        return _ShownCase(pair, row, tuple(panels), "the masks are of different sizes")
+    panels.append(
+        _Panel("difference", data_uri(heat_map(pair.reference_mask, pair.candidate_mask, box), box))
+    )
+    return _ShownCase(pair, row, tuple(panels), _distance(pair))
 
 
-def _found(shown: Shown, report: Report) -> _Row:
-    """What the report says of a shown case; nothing where it does not know it."""
-    for one in report.candidates:
-        for case in one.cases:
-            if (one.party.name, case.name) == (shown.candidate, shown.case):
-                return _Row(_state(case), one, case)
+def _row_of(pair: MaskPair, report: ParityReport) -> _Row:
+    """The report's result for a shown case; an empty row where it has none."""
+    for result in report.candidates:
+        for case in result.cases:
+            if (result.party.name, case.name) == (pair.candidate, pair.case):
+                return _Row(case.state, result, case)
     return _Row("not in the report")
 
 
-def _apart(shown: Shown) -> str:
-    apart = np.abs(shown.reference - shown.found)
-    flipped = ((shown.reference >= THRESHOLD) != (shown.found >= THRESHOLD)).mean()
+def _distance(pair: MaskPair) -> str:
+    difference = np.abs(pair.reference_mask - pair.candidate_mask)
+    flipped = (
+        (pair.reference_mask >= SUBJECT_THRESHOLD) != (pair.candidate_mask >= SUBJECT_THRESHOLD)
+    ).mean()
     return (
-        f"The masks differ by {apart.max():.3g} at most and {apart.mean():.3g} on average; "
-        f"{flipped:.3%} of the pixels changed sides."
+        f"The masks differ by {difference.max():.3g} at most and {difference.mean():.3g} on "
+        f"average; {flipped:.3%} of the pixels changed sides."
     )
-
-
-def box_of(picture: NDArray[np.uint8]) -> tuple[int, int]:
-    """Width and height at which a picture and its masks are shown: pixels, its proportions."""
-    height, width = picture.shape[:2]
-    scale = SIDE / max(width, height)
-    return max(LEAST, round(width * scale)), max(LEAST, round(height * scale))
-
-
-def gray(mask: Array) -> Image.Image:
-    """Draw a mask in [0,1], (S,S), as it is."""
-    return Image.fromarray(np.rint(np.clip(mask, 0, 1) * 255).astype(np.uint8))
-
-
-def heat_map(reference: Array, found: Array, box: tuple[int, int]) -> Image.Image:
-    """Draw where two masks differ.
-
-    Args:
-        reference: (S,S) float32 in [0,1].
-        found: the same.
-        box: width and height of the drawing, pixels.
-
-    Returns:
-        Black where they are equal; the colour goes by the square root of the difference, so that
-        small ones are seen too. Where S is reduced, the largest difference nearby is what is drawn.
-    """
-    level = gray(np.sqrt(np.abs(reference - found)))
-    grain = math.ceil(max(level.width / box[0], level.height / box[1])) | 1  # odd, as it must be
-    level = level.filter(ImageFilter.MaxFilter(grain)).resize(box, Image.Resampling.NEAREST)
-    steps = np.linspace(0, 255, len(_HEAT))
-    channels = [np.interp(np.asarray(level), steps, values) for values in zip(*_HEAT, strict=True)]
-    return Image.fromarray(np.rint(np.stack(channels, axis=-1)).astype(np.uint8))
-
-
-def uri(image: Image.Image, box: tuple[int, int]) -> str:
-    """The picture at that width and height, pixels, as an address that holds it."""
-    out = io.BytesIO()
-    image.resize(box, Image.Resampling.BOX, reducing_gap=2.0).save(out, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

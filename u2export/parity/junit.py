@@ -1,8 +1,7 @@
-"""A parity report as a JUnit file, which CI servers show as test results."""
+"""A parity report as JUnit XML."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,81 +10,89 @@ from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
 from u2export.errors import InputError
-from u2export.parity.report import CandidateResult, CaseResult, Report
-from u2export.parity.words import fault, why
+from u2export.parity.explanations import failure_reason, verdict_reason
+from u2export.parity.report import CandidateResult, CaseResult, ParityReport
+from u2export.system.files import write_bytes
 
 METRICS = ("raw_max", "raw_mean", "mask_mae", "mask_iou", "boundary_f")
-OVERALL = "all pictures"  # the test of what is judged over all of them
-# XML 1.0 has no way to write these, not even escaped.
+OVERALL = "all pictures"  # name of the test for the figures over all pictures
+# XML 1.0 cannot hold these characters, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write(report: Report, path: Path) -> None:
-    """Write a test suite for each candidate, whole or not at all.
+def write_junit(report: ParityReport, path: Path) -> None:
+    """Write one test suite per candidate, complete or not at all.
 
-    A test is a picture's metric, a case without figures, or what is judged over all pictures. A
-    report that did not pass never gives a file without failure or error.
+    A test is one metric of a picture, a case without figures, or the figures over all pictures. A
+    report that did not pass always gives a file with a failure or an error.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the file cannot be written.
     """
     root = JUnitXml("parity")
-    for one in report.candidates:
-        _hang(root, _suite(one.party.name, _tests(one, report), _facts(one, report)))
+    for result in report.candidates:
+        properties = _properties(result, report)
+        _append(root, _suite(result.party.name, _candidate_tests(result, report), properties))
     root.update_statistics()  # type: ignore[no-untyped-call]
     if not report.passed and not root.failures and not root.errors:
-        _hang(root, _suite("verdict", [_test("verdict", "verdict", Error(_clean(why(report))))]))
+        verdict = _test("verdict", "verdict", Error(_clean(verdict_reason(report))))
+        _append(root, _suite("verdict", [verdict]))
         root.update_statistics()  # type: ignore[no-untyped-call]
-    _replace(path, root.tostring())  # type: ignore[no-untyped-call]
+    try:
+        write_bytes(path, root.tostring())  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _hang(root: JUnitXml, suite: TestSuite) -> None:
-    """Append: `JUnitXml.add_testsuite` would merge candidates of one name."""
+def _append(root: JUnitXml, suite: TestSuite) -> None:
+    """Append a suite; `JUnitXml.add_testsuite` would merge candidates of one name."""
     root.append(suite)  # type: ignore[no-untyped-call]
 
 
-def _suite(name: str, tests: Iterable[TestCase], facts: dict[str, str] | None = None) -> TestSuite:
+def _suite(
+    name: str, tests: Iterable[TestCase], properties: dict[str, str] | None = None
+) -> TestSuite:
     suite = TestSuite(_clean(name))
-    for fact, value in (facts or {}).items():
-        suite.add_property(_clean(fact), _clean(value))
+    for key, value in (properties or {}).items():
+        suite.add_property(_clean(key), _clean(value))
     suite.add_testcases(list(tests))
     return suite
 
 
-def _facts(one: CandidateResult, report: Report) -> dict[str, str]:
-    party = one.party.model_dump(include={"backend", "precision", "runtime", "ran", "how"})
-    hashes = {f"sha256 of {name}": digest for name, digest in one.party.files.items()}
-    return {**party, **hashes, "created": report.created, "command": report.command}
+def _properties(result: CandidateResult, report: ParityReport) -> dict[str, str]:
+    runtime = result.party.model_dump(include={"backend", "precision", "runtime", "ran", "how"})
+    hashes = {f"sha256 of {name}": digest for name, digest in result.party.files.items()}
+    return {**runtime, **hashes, "created": report.created, "command": report.command}
 
 
-def _tests(one: CandidateResult, report: Report) -> Iterator[TestCase]:
-    name = one.party.name
-    if one.missing:
-        absent = Skipped if report.allow_missing else Error
-        yield _test(name, name, absent(_clean(fault(one)), "missing"))
+def _candidate_tests(result: CandidateResult, report: ParityReport) -> Iterator[TestCase]:
+    name = result.party.name
+    if result.missing:
+        outcome = Skipped if report.allow_missing else Error
+        yield _test(name, name, outcome(_clean(failure_reason(result)), "missing"))
         return
-    for case in one.cases:
-        yield from _tests_of_case(case, name)
-    whole = one.model_copy(update={"cases": ()})  # what is left to fail without a single case
-    reasons = () if whole.passed else whole.reasons or (fault(whole),)
+    for case in result.cases:
+        yield from _case_tests(case, name)
+    overall = result.model_copy(update={"cases": ()})  # without cases, only the totals can fail
+    reasons = () if overall.passed else overall.reasons or (failure_reason(overall),)
     yield _test(OVERALL, name, _failure(reasons, OVERALL))
 
 
-def _tests_of_case(case: CaseResult, candidate: str) -> Iterator[TestCase]:
-    if not case.judged:
+def _case_tests(case: CaseResult, candidate: str) -> Iterator[TestCase]:
+    if not case.checked:
         yield _test(case.name, candidate, Skipped(_clean(case.skipped)))
         return
     if case.passed and case.difference is None:
         yield _test(case.name, candidate)
         return
-    named = False
+    failed_metrics = 0
     for metric in METRICS if case.difference else ():
         reasons = () if case.passed else tuple(text for text in case.reasons if metric in text)
-        named = named or bool(reasons)
+        failed_metrics += bool(reasons)
         test = _test(f"{case.name}: {metric}", candidate, _failure(reasons, case.stage))
         test.system_out = f"{metric} {getattr(case.difference, metric):.6g}"
         yield test
-    if not case.passed and not named:
+    if not case.passed and not failed_metrics:
         reasons = case.reasons or ("over its bound",)
         stage = case.stage or "comparison"
         yield _test(f"{case.name}: {stage}", candidate, _failure(reasons, stage))
@@ -107,17 +114,5 @@ def _failure(reasons: tuple[str, ...], stage: str) -> Failure | None:
 
 
 def _clean(text: str) -> str:
+    """Replace the characters that XML cannot hold."""
     return _NOT_XML.sub("\ufffd", text)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error

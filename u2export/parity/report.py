@@ -1,31 +1,26 @@
-"""What a parity check found, in a stable form that is written as JSON and read back."""
+"""The result of a parity check, in a stable form that is written as JSON and read back."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from u2export.metrics import Difference, Judgement
-from u2export.parity.budgets import Budget
+from u2export.compare.budgets import Budget
+from u2export.compare.metrics import Difference, MaskComparison
+from u2export.reports.model import FrozenModel
 
 SCHEMA = 1
 
 
-class Fact(BaseModel):
-    """Something a report says: it does not change, and has no field that nobody knows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Party(Fact):
-    """One artifact as it was judged.
+class RuntimeInfo(FrozenModel):
+    """One artifact and what ran it.
 
     Attributes:
-        name: of its file, or what stands for it, such as `torch`.
-        backend: that ran it.
-        precision: of the file's values.
+        name: the file's name, or a name that stands for it, such as `torch`.
+        backend: the backend that ran it.
+        precision: precision of the file's values.
         files: sha256 by file name.
-        weights: sha256 of what it was made from.
-        runtime: name and version.
+        weights: sha256 of the weights it was made from.
+        runtime: the runtime's name and version.
         ran: what really ran, in words.
         how: `executed` here, or `emulated`.
     """
@@ -33,25 +28,25 @@ class Party(Fact):
     name: str
     backend: str
     precision: str
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     weights: str = ""
     runtime: str = ""
     ran: str = ""
     how: str = "executed"
 
 
-class CaseResult(Fact):
-    """One picture, or one property, judged.
+class CaseResult(FrozenModel):
+    """The result of one picture or one property.
 
     Attributes:
-        name: of the case.
+        name: the case's name.
         kind: `drawn`, `yours`, `degenerate` or `property`.
-        sha256: of the picture file; empty for a property.
+        sha256: sha256 of the picture file; empty for a property.
         passed: nothing is over its bound.
-        skipped: why it was not judged, as a phrase; it then counts for nothing.
-        stage: the first that differs by more than it may; empty where none does.
+        skipped: why it was not checked, as a phrase. A skipped case counts neither way.
+        stage: the first stage that differs by more than the budget; empty where none does.
         reasons: what is over its bound, as phrases.
-        difference: of the networks' outputs.
+        difference: difference of the networks' outputs.
         contrast: largest minus smallest value of the reference's saliency.
     """
 
@@ -66,42 +61,61 @@ class CaseResult(Fact):
     contrast: float | None = None
 
     @property
-    def judged(self) -> bool:
-        """Whether it counts."""
+    def checked(self) -> bool:
+        """Whether the case counts."""
         return not self.skipped
 
+    @property
+    def state(self) -> str:
+        """`passed`, `failed` or `skipped`."""
+        if not self.checked:
+            return "skipped"
+        return "passed" if self.passed else "failed"
 
-class CandidateResult(Fact):
-    """One candidate, judged on every case.
+
+class CandidateResult(FrozenModel):
+    """The result of one candidate on every case.
 
     Attributes:
-        party: who.
-        budget: what it may differ by.
-        cases: one each.
+        party: the candidate.
+        budget: how far it may differ.
+        cases: one result per case.
         judgement: the figures over all pictures; None where none was compared.
         reasons: what is over the budget over all pictures, as phrases.
-        missing: why it could not be judged at all, as a sentence; empty where it was.
-        notes: what else was seen, such as modules where values became zero.
+        missing: why it could not be checked at all, as a sentence; empty where it was.
+        notes: other observations, such as modules whose values became zero.
     """
 
-    party: Party
+    party: RuntimeInfo
     budget: Budget
     cases: tuple[CaseResult, ...] = ()
-    judgement: Judgement | None = None
+    judgement: MaskComparison | None = None
     reasons: tuple[str, ...] = ()
     missing: str = ""
     notes: tuple[str, ...] = ()
 
     @property
+    def checked(self) -> tuple[CaseResult, ...]:
+        """The cases that count."""
+        return tuple(case for case in self.cases if case.checked)
+
+    @property
     def failed(self) -> tuple[CaseResult, ...]:
         """The cases that did not pass."""
-        return tuple(case for case in self.cases if case.judged and not case.passed)
+        return tuple(case for case in self.checked if not case.passed)
 
     @property
     def passed(self) -> bool:
-        """It was compared with the reference on a picture with a subject, and nothing is over."""
+        """A picture with a subject was compared, and nothing is over its bound."""
         compared = self.judgement is not None and self.judgement.subjects > 0
         return compared and not self.failed and not self.reasons and not self.missing
+
+    @property
+    def state(self) -> str:
+        """`passed`, `failed` or `missing`."""
+        if self.missing:
+            return "missing"
+        return "passed" if self.passed else "failed"
 
     @property
     def worst(self) -> CaseResult | None:
@@ -110,18 +124,18 @@ class CandidateResult(Fact):
         return max(compared, key=_distance, default=None)
 
 
-class Report(Fact):
-    """A whole check.
+class ParityReport(FrozenModel):
+    """The result of a complete check.
 
     Attributes:
         created: date and time, UTC.
-        command: what was typed.
+        command: the command as typed.
         machine: facts of the machine, by name.
-        versions: of the packages that matter.
+        versions: versions of the packages that matter.
         reference: what the candidates were compared with.
-        candidates: one each.
-        allow_missing: a candidate that could not be judged is no failure.
-        budgets: the file whose budgets took the place of ours; empty where none did.
+        candidates: one result per candidate.
+        allow_missing: a candidate that could not be checked is no failure.
+        budgets: the file whose budgets replaced the built-in ones; empty where none did.
     """
 
     schema_version: int = SCHEMA
@@ -129,24 +143,24 @@ class Report(Fact):
     command: str
     machine: dict[str, str]
     versions: dict[str, str]
-    reference: Party
+    reference: RuntimeInfo
     candidates: tuple[CandidateResult, ...]
     allow_missing: bool = False
     budgets: str = ""
 
     @property
     def missing(self) -> tuple[CandidateResult, ...]:
-        """The candidates that could not be judged."""
-        return tuple(one for one in self.candidates if one.missing)
+        """The candidates that could not be checked."""
+        return tuple(result for result in self.candidates if result.missing)
 
     @property
     def passed(self) -> bool:
-        """At least one candidate was judged, all that were passed, and none is missing."""
-        judged = [one for one in self.candidates if not one.missing]
-        whole = self.allow_missing or not self.missing
-        return bool(judged) and whole and all(one.passed for one in judged)
+        """At least one candidate was checked, all checked ones passed, and none is missing."""
+        checked = [result for result in self.candidates if not result.missing]
+        complete = self.allow_missing or not self.missing
+        return bool(checked) and complete and all(result.passed for result in checked)
 
 
 def _distance(case: CaseResult) -> tuple[bool, float]:
-    """Failed cases first, then by the mean difference of the saliency."""
+    """Rank failed cases above passed ones, then by the saliency's mean difference."""
     return (not case.passed, case.difference.raw_mean if case.difference else 0.0)

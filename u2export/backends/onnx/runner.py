@@ -1,0 +1,118 @@
+"""A model in an onnxruntime session."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from u2export.backends.onnx.profile import parse_profile
+from u2export.backends.onnx.session import (
+    concurrent_calls,
+    open_session,
+    run_error,
+    session_options,
+)
+from u2export.core.arrays import Array
+from u2export.core.artifact import Artifact
+from u2export.core.backend import Runner
+from u2export.core.enums import Precision
+from u2export.core.execution import Execution
+from u2export.core.requests import RunSpec
+from u2export.errors import ArtifactError
+from u2export.system import ordered_pool
+
+
+class OnnxRunner(Runner):
+    """A model in an onnxruntime session, on exactly one execution provider."""
+
+    def __init__(self, artifact: Artifact, run_spec: RunSpec) -> None:
+        """Load the file.
+
+        Raises:
+            ArtifactError: onnxruntime refuses the file, or it is no U²-Net of the facts' size.
+            DependencyError: onnxruntime fell back to another provider than the device's.
+        """
+        self._run_spec, self._path = run_spec, artifact.path
+        self._stored_precision, self._int8_share = artifact.stored_precision, artifact.int8_share
+        if self._stored_precision is Precision.BF16:
+            # the file holds float32 values that bfloat16 can hold
+            self._stored_precision = Precision.FP32
+        self._session = open_session(artifact.path, session_options(run_spec), run_spec.device)
+        self._call_slots = BoundedSemaphore(concurrent_calls(run_spec))
+        _check_inputs(artifact, self._session.get_inputs())
+        first_input = self._session.get_inputs()[0]
+        self._input_name = first_input.name
+        self._output_name = self._session.get_outputs()[0].name
+        batch = first_input.shape[0]
+        super().__init__(artifact.facts.size, batch if isinstance(batch, int) else None)
+
+    def _infer(self, x: Array) -> Array:
+        return self._run([self._output_name], x)[0]
+
+    def _infer_all(self, x: Array) -> tuple[Array, ...]:
+        return self._run(None, x)
+
+    def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
+        """Compute many inputs, with as many calls at once as `RunSpec.streams`."""
+        copies = (np.array(x, order="C") for x in inputs)  # the caller may refill x at once
+        yield from ordered_pool.map_in_order(self, copies, self._run_spec.streams)
+
+    def _run(self, output_names: list[str] | None, x: Array) -> tuple[Array, ...]:
+        """Compute the named outputs; all outputs for None."""
+        try:
+            with self._call_slots:
+                outputs = self._session.run(output_names, {self._input_name: x})
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise run_error(error) from error
+        return tuple(np.asarray(y, np.float32) for y in outputs)
+
+    def _executed(self) -> Execution:
+        """Load the file once more with onnxruntime's profiler, run it once, and read the profile.
+
+        The profile names every kernel that ran after all optimization. It gives the kernel's types
+        and the provider that ran it.
+        """
+        x = np.zeros((self.min_batch, 3, self.size, self.size), np.float32)
+        with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+            options = session_options(self._run_spec)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "kernels")
+            session = open_session(self._path, options, self._run_spec.device)
+            session.run(None, {self._input_name: x})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return Execution(
+            runtime=f"onnxruntime {ort.__version__}",
+            device=self._run_spec.device,
+            stored=self._stored_precision,
+            whole=self._int8_share,
+            layers=parse_profile(events),
+        )
+
+    def _release(self) -> None:
+        del self._session
+
+
+def _check_inputs(artifact: Artifact, inputs: Sequence[Any]) -> None:
+    """Refuse a file that does not take float32 (N,3,size,size).
+
+    Args:
+        artifact: the file with its facts.
+        inputs: of the session, with name, type and shape.
+    """
+    size = artifact.facts.size
+    if inputs and inputs[0].type != "tensor(float)":
+        raise ArtifactError(f"{artifact.path} takes {inputs[0].type}; it must take float32")
+    shape = inputs[0].shape if inputs else []
+    fits = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
+    if not fits or any(isinstance(side, int) and side != size for side in shape[2:]):
+        raise ArtifactError(
+            f"{artifact.path} takes {[item.shape for item in inputs]}, not pictures of "
+            f"3x{size}x{size}: it is not a {artifact.facts.model}"
+        )

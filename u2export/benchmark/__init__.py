@@ -1,0 +1,1 @@
+"""Fair measurement: latency, memory, throughput, and whether the mask is right."""

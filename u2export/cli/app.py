@@ -1,0 +1,165 @@
+"""The command line: it parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib.metadata
+import io
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.core
+import typer.main
+
+from u2export.cli import check, environment, measure, run
+from u2export.cli.export import export_command, export_help
+from u2export.cli.options import with_json_target, with_verbosity
+from u2export.core import plugins
+from u2export.errors import U2ExportError
+from u2export.system.progress import Verbosity, say, verbosity
+
+SIGNALLED = 128  # plus the signal's number: the exit status that shells report
+_RARELY = 20_000  # objects between two looks for garbage, while imports make many
+
+
+class CommandPanel(str, Enum):
+    """Headings that commands stand under in the help."""
+
+    EXPORT = "Export"
+    RUN = "Run"
+    CHECK = "Check"
+    MEASURE = "Measure and choose"
+    ENVIRONMENT = "This machine"
+
+
+class _Group(typer.core.TyperGroup):
+    """Gives every installed backend its command, with the options that backend has.
+
+    Only the command that is called imports its backend, which may be slow or fail.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command that the words name."""
+        if args and args[0] in plugins.names():
+            from u2export.core import registry
+
+            return args[0], export_command(registry.load(args[0])), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Take U²-Net from PyTorch to the runtime it will live in.",
+)
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        print(f"u2export {importlib.metadata.version('u2export')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take U²-Net from PyTorch to the runtime it will live in."""
+
+
+def _listed(name: str) -> Callable[[], None]:
+    """Stand for a backend's command in the help; `_Group` makes the real one when it is called."""
+
+    def command() -> None:
+        raise AssertionError(f"the command {name} is replaced when it is called")
+
+    return command
+
+
+for _name in plugins.names():
+    app.command(_name, help=export_help(_name), rich_help_panel=CommandPanel.EXPORT)(_listed(_name))
+for _panel, _functions in (
+    (CommandPanel.RUN, (run.run, run.video)),
+    (
+        CommandPanel.CHECK,
+        (check.inspect, check.parity, check.verify, check.bisect, check.replay, check.sensitivity),
+    ),
+    (CommandPanel.MEASURE, (measure.bench, measure.recommend, measure.auto)),
+    (CommandPanel.ENVIRONMENT, (environment.doctor, environment.backends)),
+):
+    for _function in _functions:
+        app.command(rich_help_panel=_panel)(with_verbosity(_function))
+app.add_typer(environment.weights_app, name="weights", rich_help_panel=CommandPanel.ENVIRONMENT)
+
+
+def _app_for(words: list[str]) -> typer.Typer:
+    """All commands, or the called one alone, so that Typer need not build the others."""
+    called = [command for command in app.registered_commands if [_name_of(command)] == words]
+    if not called:
+        return app
+    single = copy.copy(app)
+    single.registered_commands = called
+    return single
+
+
+def _name_of(command: typer.models.CommandInfo) -> str:
+    return command.name or typer.main.get_command_name(getattr(command.callback, "__name__", ""))
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through the finally blocks, which remove what is half done."""
+    if number == signal.SIGINT:
+        say("interrupted", always=True)
+    raise SystemExit(SIGNALLED + number)
+
+
+def _let_any_name_be_printed() -> None:
+    """Names of files are what they are: no encoding of standard output may refuse one."""
+    windows = sys.platform == "win32"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            encoding="utf-8" if windows else None,
+            errors="surrogatepass" if windows else "surrogateescape",
+        )
+    if windows and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(encoding="utf-8")
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of ours becomes one line and its exit status."""
+    runs_pictures = sys.argv[1:2] == ["run"]
+    if runs_pictures:  # imports make many objects and leave nothing to collect
+        gc.set_threshold(_RARELY)
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, _leave)
+    if sys.platform == "win32":
+        signal.signal(signal.SIGBREAK, _leave)
+    _let_any_name_be_printed()
+    sys.argv[1:] = with_json_target(sys.argv[1:])
+    try:
+        _app_for(sys.argv[1:2])(standalone_mode=True)
+    except U2ExportError as error:
+        if verbosity() is Verbosity.VERBOSE:
+            traceback.print_exc()
+        say(f"error: {error}", always=True)
+        sys.exit(error.exit_status)
+    finally:
+        if runs_pictures:
+            # The process ends, and everything of ours is closed. A search for garbage would take a
+            # twelfth of the time. Exports must not skip it: the package onnx complains of leaks.
+            gc.freeze()
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""Comparison of networks and pipelines: metrics, budgets, stages, emulated arithmetic."""

@@ -1,0 +1,1 @@
+"""What everything shares: names, models, requests, facts, artifacts, the contract of a backend."""

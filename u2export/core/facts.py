@@ -1,0 +1,165 @@
+"""What a model file says of itself: weights, preprocessing, precision, tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from u2export.core.enums import Architecture, Precision, Resize, Task
+from u2export.core.models import ModelSpec, PictureSpec
+from u2export.errors import ArtifactError
+
+SCHEMA = 1
+FACTS_KEY = "u2export"
+# Of `Facts.build`, for int8: the share of multiply-adds in int8, and the record of the search.
+INT8_SHARE_KEY, QUANTIZATION_KEY = "int8_share", "quantization"
+SCALING = "divided by the resized picture's largest value, black stays 0"
+OUTPUT_RULE = "min-max stretch, a flat map gives zeros"
+
+
+class WeightsFacts(BaseModel):
+    """Which weights an artifact was made from.
+
+    Attributes:
+        name: the file's name, or `random:SEED`.
+        sha256: of the file; for random weights, of their values.
+        origin: `published`, `pinned`, `custom`, `bundled` or `random`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+    origin: str
+
+    @property
+    def variant(self) -> str:
+        """What random weights add to the names of their files, such as `random0`."""
+        return self.name.replace(":", "") if self.origin == "random" else ""
+
+
+class QuantizationFacts(BaseModel):
+    """What was asked of int8, and of bf16 the pictures and the seed.
+
+    Attributes:
+        calibration: sha256 of the calibration pictures' files; empty where they were drawn.
+        min_iou: least mean IoU of the masks with float32's.
+        max_mae: largest mean absolute difference of the masks.
+        best_effort: written even if it is not that good.
+        seed: of all that was drawn at random.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibration: tuple[str, ...]
+    min_iou: float
+    max_mae: float
+    best_effort: bool
+    seed: int
+
+
+class Facts(BaseModel):
+    """Everything needed to run a model file on a picture, and to know where it came from.
+
+    Attributes:
+        batch: pictures per call, or None where it is free.
+        outputs: 1 (d0) or 7 (d0..d6, d0 first).
+        scaling: what happens between resize and mean, in words.
+        output_rule: what makes a mask of the network's output, in words.
+        quantization: the request for int8 or bf16; None in every other precision.
+        tools: versions of the packages that made the file.
+        build: what only its backend knows of it, such as the batch profile of an engine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA
+    model: str
+    architecture: Architecture
+    task: Task
+    licence: str
+    weights: WeightsFacts
+    precision: Precision
+    size: int
+    batch: int | None
+    outputs: int
+    channels: str = "RGB"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Resize
+    scaling: str = SCALING
+    inverted: bool
+    output_rule: str = OUTPUT_RULE
+    quantization: QuantizationFacts | None = None
+    tools: Mapping[str, str] = {}
+    build: Mapping[str, str] = {}
+
+    @property
+    def picture(self) -> PictureSpec:
+        """The pre- and postprocessing of these weights."""
+        return PictureSpec(self.size, self.mean, self.std, self.resize, self.inverted)
+
+    def readable(self) -> dict[str, str]:
+        """What somebody who opens the model file with other tools needs, one entry a fact."""
+        return {
+            "model": self.model,
+            "weights_sha256": self.weights.sha256,
+            "size": str(self.size),
+            "mean": " ".join(map(str, self.mean)),
+            "std": " ".join(map(str, self.std)),
+            "channels": self.channels,
+            "resize": str(self.resize),
+            "scaling": self.scaling,
+            "output_rule": ("inverted, " if self.inverted else "") + self.output_rule,
+            "precision": str(self.precision),
+            "licence": self.licence,
+        }
+
+
+def model_facts(model: ModelSpec, weights: WeightsFacts) -> Facts:
+    """What is known of a model's weights, or of a foreign file made from them."""
+    return Facts(
+        model=model.name,
+        architecture=model.architecture,
+        task=model.task,
+        licence=model.licence,
+        weights=weights,
+        precision=Precision.FP32,
+        size=model.picture.size,
+        batch=None,
+        outputs=1,
+        mean=model.picture.mean,
+        std=model.picture.std,
+        resize=model.picture.resize,
+        inverted=model.picture.inverted,
+    )
+
+
+def parse_facts(text: str, origin: Path) -> Facts:
+    """Read facts embedded in a model file.
+
+    Raises:
+        ArtifactError: they are of a newer schema, or not ours.
+    """
+    try:
+        refuse_newer_schema(json.loads(text), origin)
+        return Facts.model_validate_json(text)
+    except ValueError as error:
+        raise ArtifactError(f"the facts embedded in {origin} cannot be read") from error
+
+
+def refuse_newer_schema(document: object, path: Path) -> None:
+    """Refuse a document of a later release.
+
+    Raises:
+        ArtifactError: its schema is newer than this release reads.
+    """
+    schema = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {schema}, this u2export reads up to {SCHEMA}: "
+            "upgrade u2export or export again"
+        )

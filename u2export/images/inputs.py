@@ -1,0 +1,153 @@
+"""Where input pictures come from: files, folders, patterns and watched folders."""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from u2export.errors import InputError
+
+# Folders are searched for these suffixes; a file that is named itself may have any suffix.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
+    | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+STDIO = Path("-")  # standard input or output instead of a file
+POLL_SECONDS = 0.5  # between two scans of a watched folder
+_FileState = tuple[int, int]  # size in bytes, time of modification in nanoseconds
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """A picture file to process.
+
+    Attributes:
+        path: of the file.
+        folder: of the file, relative to the folder that was searched; empty for a file that was
+            named itself.
+    """
+
+    path: Path
+    folder: Path = Path()
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """List the picture files that paths name; see `find_images`.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no picture.
+    """
+    return [image.path for image in find_images(paths)]
+
+
+def find_images(
+    paths: Sequence[Path], *, recursive: bool = False, exclude: Path | None = None
+) -> list[InputImage]:
+    """List the pictures that paths name: files themselves, and the pictures in folders.
+
+    A path with `*`, `?` or `[` is a pattern, unless a file has that name. `**` in a pattern matches
+    any folders. Hidden files and folders, whose names begin with a dot, are skipped in folders.
+
+    Args:
+        paths: files, folders, patterns, or `-`.
+        recursive: search subfolders too.
+        exclude: a subfolder that holds results.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no picture.
+    """
+    images: dict[Path, InputImage] = {}  # by path: a file that is named twice appears once
+    for pattern in paths:
+        for path in _expand_pattern(pattern):
+            if path == STDIO or not path.is_dir():
+                images[path] = InputImage(path)
+                continue
+            in_folder = list(_images_in(path, recursive=recursive, exclude=exclude))
+            if not in_folder:
+                raise InputError(f"the folder {path} holds no pictures")
+            images.update({image.path: image for image in in_folder})
+    return list(images.values())
+
+
+def _expand_pattern(path: Path) -> list[Path]:
+    if not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    if not matches:
+        raise InputError(f"no file is called like {path}")
+    return matches
+
+
+def _images_in(top: Path, *, recursive: bool, exclude: Path | None) -> Iterator[InputImage]:
+    """Yield the pictures of a folder, sorted by name; links to folders are not followed."""
+    excluded = exclude.resolve() if exclude else None
+    for name_of_folder, subfolders, files in os.walk(top, onerror=_raise_unreadable):
+        folder = Path(name_of_folder)
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if recursive and not name.startswith(".") and (folder / name).resolve() != excluded
+        )
+        for name in sorted(files):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield InputImage(folder / name, folder.relative_to(top))
+
+
+def _raise_unreadable(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):  # removed since it was listed
+        return
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def watch_folders(
+    paths: Sequence[Path], *, recursive: bool = False, exclude: Path | None = None
+) -> Iterator[list[InputImage]]:
+    """Watch folders for pictures; never ends.
+
+    A picture is reported once its size and time stay the same between two scans.
+
+    Args:
+        paths: folders, which may be empty.
+        recursive: search subfolders too.
+        exclude: a subfolder that holds results.
+
+    Yields:
+        After each scan, the pictures that are new or changed; often an empty list.
+
+    Raises:
+        InputError: one of the paths is no folder.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path} is no folder that could be watched")
+    reported: dict[Path, _FileState] = {}
+    previous: dict[Path, _FileState] = {}
+    while True:
+        current: dict[Path, _FileState] = {}
+        settled: list[InputImage] = []
+        for folder in paths:
+            for image in _images_in(folder, recursive=recursive, exclude=exclude):
+                state = _file_state(image.path)
+                if state is None:
+                    continue
+                current[image.path] = state
+                if state == previous.get(image.path) and state != reported.get(image.path):
+                    settled.append(image)
+                    reported[image.path] = state
+        yield settled
+        previous = current
+        reported = {path: state for path, state in reported.items() if path in current}
+        time.sleep(POLL_SECONDS)
+
+
+def _file_state(path: Path) -> _FileState | None:
+    """The size and time of a file; None where it was removed."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""From pictures to results, with any artifact on any runner."""

@@ -1,0 +1,1 @@
+"""The reference network U²-Net and its weights."""

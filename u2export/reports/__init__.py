@@ -1,0 +1,1 @@
+"""Building blocks of every report: frozen models, tables, text, pages, mask images."""

@@ -1,0 +1,1 @@
+"""The machine and the operating system: files, caches, hardware, threads, processes."""
