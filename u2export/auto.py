@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ from u2export.parity.explanations import failure_reason
 from u2export.parity.outputs import certify_passed
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest
 from u2export.reports.mask_pair import MaskPair
-from u2export.system.files import write_error
+from u2export.system.files import scratch_folder, write_error
 from u2export.system.progress import PhaseCallback, say
 
 PRECISIONS = (Precision.FP32, Precision.FP16)  # int8 too, if there are calibration pictures
@@ -105,7 +104,7 @@ def choose_best(request: AutoRequest, phase: PhaseCallback = lambda name: None) 
     _create_folder(request.out)  # fails before minutes of work, and not after them
     phase("finding the weights")
     source = _find_source(request)
-    with tempfile.TemporaryDirectory(prefix="u2export-") as name:
+    with scratch_folder() as name:
         folder = Path(name)
         candidates = list(_export_candidates(request, source, folder, phase))
         if not candidates:

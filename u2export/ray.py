@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from u2export.core.enums import Stage
 from u2export.errors import DependencyError, InputError, U2ExportError
 from u2export.inference.process import ImageOptions, ImageResult, process_images
 from u2export.inference.segmenter import load
-from u2export.system.files import remove_partials
+from u2export.system.files import remove_partials, scratch_folder
 
 BATCH_SIZE = 16  # pictures of an actor's batch, which is repeated if the actor dies
 _SCHEME_MARK = "://"  # in the address of an object store
@@ -138,7 +137,7 @@ class _ImageActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Process a batch: columns `picture` and `result` to the columns of `_result_row`."""
         pairs = list(zip(map(str, batch["picture"]), map(str, batch["result"]), strict=True))
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             rows = self._process(pairs, Path(folder))
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

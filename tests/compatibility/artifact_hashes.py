@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 from PIL import Image
 
 Say = Callable[[str], None]
@@ -61,6 +63,8 @@ EXPORTS: dict[str, Words] = {
 }
 # Exports that fail. The error names measured figures, so it says as much as a hash.
 REFUSED: dict[str, Words] = {"int8 with default limits": ("onnx", "--int8")}
+CREDITS = ("model_author", "model_license")
+ONNX_DIGEST = re.compile(rb"u2export-sha256:[0-9a-f]{64}")
 # The versions of these decide an artifact's bytes, or its mask.
 TOOLS = (
     *("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "openvino"),
@@ -122,8 +126,38 @@ def depends_on_cpu(file: str) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hash a model file's bytes less its credits, which the recorded files do not have."""
+    return hashlib.sha256(without_credits(path)).hexdigest()
+
+
+def without_credits(path: Path) -> bytes:
+    """A model file's bytes as they would be without author and licence under the usual keys.
+
+    The digest is taken anew. An `.xml` repeats what its `.onnx` says, its digest too. So the
+    `.onnx` must lie beside it.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".onnx":
+        model = onnx.load_from_string(content)
+        kept = [entry for entry in model.metadata_props if entry.key not in CREDITS]
+        if len(kept) == len(model.metadata_props):
+            return content
+        del model.metadata_props[:]
+        model.metadata_props.extend(kept)
+        return _with_new_digest(model.SerializeToString(deterministic=True), b"u2export-sha256:")
+    if path.suffix != ".xml" or b"<model_info>" not in content:
+        return content
+    content = re.sub(rb"\s*<model_info>.*?</model_info>", b"", content, flags=re.DOTALL)
+    content = re.sub(rb'\s*<model_(author|license) value="[^"]*" />', b"", content)
+    parent = path.with_suffix(".onnx")
+    for digest in set(ONNX_DIGEST.findall(parent.read_bytes())):
+        content = content.replace(digest, *ONNX_DIGEST.findall(without_credits(parent)))
+    return _with_new_digest(content, b"u2export-openvino-sha256:")
+
+
+def _with_new_digest(content: bytes, prefix: bytes) -> bytes:
+    blank = re.sub(prefix + rb"[0-9a-f]{64}", prefix + b"0" * 64, content)
+    return blank.replace(prefix + b"0" * 64, prefix + hashlib.sha256(blank).hexdigest().encode())
 
 
 def pixels_of(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -33,6 +32,7 @@ from u2export.core.enums import Device
 from u2export.reports.mask_pair import MaskPair
 from u2export.reports.text import printable
 from u2export.system import hardware
+from u2export.system.files import scratch_folder
 from u2export.system.progress import PhaseCallback
 
 # Above this half width of an interval a report is not stable, and advises a longer measurement.
@@ -59,7 +59,7 @@ def measure_artifacts(
     """
     check_plan(plan)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="u2export-") as name, ExitStack() as stack:
+    with scratch_folder() as name, ExitStack() as stack:
         folder = Path(name)
         pictures = plan.pictures[:MAX_PICTURES] or write_synthetic_images(folder)
         candidates = [c for path in plan.artifacts for c in create_candidates(path, plan)]

@@ -291,7 +291,7 @@ def _total_increase(before: dict[str, float], after: dict[str, float]) -> float:
 def process_memory_mb(field: str) -> float:
     """Return a figure of this process's memory, MB.
 
-    `ru_maxrss` is no alternative: it includes the process that started this one.
+    On Linux `ru_maxrss` is no alternative: it includes the process that started this one.
 
     Args:
         field: name in `/proc/self/status`: `VmRSS` is resident memory, `VmHWM` its peak.
@@ -302,7 +302,14 @@ def process_memory_mb(field: str) -> float:
         return int(line.split()[1]) * _KIB / _MB
     import psutil
 
-    return float(psutil.Process().memory_info().rss) / _MB
+    memory = psutil.Process().memory_info()
+    if field != "VmHWM":
+        return float(memory.rss) / _MB
+    if sys.platform == "win32":
+        return float(memory.peak_wset) / _MB
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / _MB  # macOS: bytes
 
 
 def _timed(function: Callable[[], _T]) -> tuple[_T, float]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from u2export.benchmark.worker import WorkerSpec
 from u2export.errors import ExportError
+from u2export.system.files import scratch_folder
 
 ANSWER_TIMEOUT_S = 600.0  # for one command, loading and compiling included
 # Python must not import from the current folder. The folder of this package comes last.
@@ -48,7 +49,7 @@ class WorkerProcess:
         of loading.
         """
         self.spec = spec
-        self._compiled_models = tempfile.TemporaryDirectory(prefix="u2export-compiled-")
+        self._compiled_models = scratch_folder("u2export-compiled-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the worker)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[2])],

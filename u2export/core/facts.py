@@ -118,6 +118,15 @@ class Facts(BaseModel):
             "licence": self.licence,
         }
 
+    def credits(self) -> dict[str, str]:
+        """Author and licence of the weights, under the keys that other tools show.
+
+        Source:
+            ONNX's list of standard metadata names them.
+        """
+        licence, _, author = self.licence.partition(", ")
+        return {"model_author": author, "model_license": licence}
+
 
 def model_facts(model: ModelSpec, weights: WeightsFacts) -> Facts:
     """What is known of a model's weights, or of a foreign file made from them."""

@@ -38,6 +38,8 @@ def workspace(target: Path) -> Iterator[Path]:
     folder = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise ExportError(f"{folder} is in use: close the program that has it open")
         folder.mkdir()
         yield folder
     finally:

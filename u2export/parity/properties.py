@@ -6,7 +6,6 @@ import dataclasses
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from u2export.parity.candidates import Candidate
 from u2export.parity.report import CaseResult
 from u2export.parity.request import ParityRequest
 from u2export.system import fixed_process, hardware
+from u2export.system.files import scratch_folder
 
 BATCH_SIZE = 8  # pictures in the batch that is compared with single calls
 # Variables for the rebuild's process: where this user's caches are, and whether it may download.
@@ -106,7 +106,7 @@ def _check_rebuilt(
         source = weights.source_of(facts, request.weights)
     except U2ExportError as error:
         return _skipped(name, str(error))
-    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+    with scratch_folder() as folder:
         rebuilt = _rebuild(candidate.artifact, source, Path(folder))
         with registry.open_runner(rebuilt, request.run) as runner:
             output = runner.single(x)
@@ -189,9 +189,14 @@ def rebuild_process(request_json: str) -> None:
         spec = _export_spec(request.facts)
         artifact = build_artifact(request.backend, spec, source, request.folder)
     except U2ExportError as error:
-        sys.stdout.write(str(error))
+        _write_utf8(error)
         sys.exit(error.exit_status)
-    sys.stdout.write(str(artifact.path))
+    _write_utf8(artifact.path)
+
+
+def _write_utf8(answer: object) -> None:
+    """Print for `_rebuild`, whatever encoding the system gives a pipe."""
+    sys.stdout.buffer.write(str(answer).encode())
 
 
 def _export_spec(facts: Facts) -> ExportSpec:

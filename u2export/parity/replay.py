@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from u2export.parity.candidates import ShownCase
 from u2export.parity.report import CandidateResult, CaseResult, ParityReport, RuntimeInfo
 from u2export.parity.request import ParityRequest, open_candidate
 from u2export.reports.text import printable
-from u2export.system.files import atomic_file
+from u2export.system.files import atomic_file, scratch_folder
 from u2export.system.versions import package_versions
 
 SCHEMA = 1
@@ -198,7 +197,7 @@ def replay_failure(path: Path, run: RunRequest | None = None) -> ReplayResult:
         ArtifactError: it is no replay file.
         DependencyError: its runtime or device is absent.
     """
-    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+    with scratch_folder() as folder:
         replay = _read_replay(path, Path(folder))
         record = replay.record
         artifact = registry.open_artifact(replay.artifact, record.model)

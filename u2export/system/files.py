@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,14 @@ def move_into_place(source: Path, target: Path) -> None:
         else:
             return
     os.replace(source, target)
+
+
+def scratch_folder(prefix: str = "u2export-") -> tempfile.TemporaryDirectory[str]:
+    """Make a folder that is removed with the work.
+
+    Windows keeps a file that a runtime still maps. That must not fail work that is done.
+    """
+    return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
 
 
 def sync(path: Path) -> None:

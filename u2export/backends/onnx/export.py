@@ -133,6 +133,8 @@ def _quantize(  # type: ignore[no-untyped-def]
 
 
 def _embed_facts(model, facts: Facts) -> None:  # type: ignore[no-untyped-def]
+    for key, value in facts.credits().items():
+        model.metadata_props.add(key=key, value=value)
     for key, value in facts.readable().items():
         model.metadata_props.add(key=f"{FACTS_KEY}.{key}", value=value)
     model.metadata_props.add(key=FACTS_KEY, value=facts.model_dump_json())

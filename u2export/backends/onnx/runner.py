@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import BoundedSemaphore
@@ -27,6 +26,7 @@ from u2export.core.execution import Execution
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError
 from u2export.system import ordered_pool
+from u2export.system.files import scratch_folder
 
 
 class OnnxRunner(Runner):
@@ -80,7 +80,7 @@ class OnnxRunner(Runner):
         and the provider that ran it.
         """
         x = np.zeros((self.min_batch, 3, self.size, self.size), np.float32)
-        with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+        with scratch_folder() as folder:
             options = session_options(self._run_spec)
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "kernels")

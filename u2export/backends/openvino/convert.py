@@ -16,6 +16,7 @@ from u2export.errors import ExportError
 from u2export.system.files import file_sha256
 
 WEIGHTS_HASH_KEY = "bin_sha256"  # in `Facts.build`
+MODEL_INFO_KEY = "model_info"  # where OpenVINO's own tools look for what they show
 # OpenVINO copies metadata from an ONNX file, its digest too. This prefix tells the two apart.
 OPENVINO_DIGEST_PREFIX = "u2export-openvino-sha256:"
 # Operations that dequantize weights, and those next to them.
@@ -50,6 +51,8 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
         )
         for key, value in {**facts.readable(), FACTS_KEY: facts.model_dump_json()}.items():
             model.set_rt_info(value, [FACTS_KEY, key])
+        for key, value in facts.credits().items():
+            model.set_rt_info(value, [MODEL_INFO_KEY, key])
         model.set_rt_info(blank_digest(OPENVINO_DIGEST_PREFIX), [FACTS_KEY, DIGEST_KEY])
         ov.save_model(model, out, compress_to_fp16=False)
     except RuntimeError as error:

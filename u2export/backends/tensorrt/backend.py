@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ from u2export.core.facts import Facts
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError, ExportError, InputError
 from u2export.system import hardware
+from u2export.system.files import scratch_folder
 
 
 def unavailable_reason(device: Device) -> str:
@@ -123,7 +123,7 @@ def _build_and_run(
 ) -> dict[str, Array]:
     """Build an engine from ONNX bytes, and give its outputs by name."""
     run_spec = RunSpec(Device.CUDA, hardware.usable_cpus())
-    with tempfile.TemporaryDirectory(prefix="u2export-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / artifact.path.name
         path.write_bytes(build.build_in_subprocess(request, content))
         engine = dataclasses.replace(artifact, path=path)
