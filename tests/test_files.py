@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from u2export.errors import ExportError, InputError
+from u2export.export import publish
 from u2export.system.cache import cache_folder, compiled_models_folder, weights_folder
 from u2export.system.files import (
     atomic_file,
@@ -156,3 +158,12 @@ def test_versions_are_told_by_the_distributions_name():
     found = package_versions(["absent_package", "cuda.bindings or numpy"])
     assert (found["numpy"], found["pillow"]) == (numpy.__version__, PIL.__version__)
     assert "absent_package" not in found
+
+
+def test_a_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    """Windows keeps a folder while a program has one of its files open."""
+    left = tmp_path / ".a.onnx.partial"
+    left.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
+    with pytest.raises(ExportError, match=r"\.a\.onnx\.partial is in use: close the program"):
+        publish.workspace(tmp_path / "a.onnx").__enter__()
