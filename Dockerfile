@@ -3,7 +3,8 @@
 #   docker build -t u2export .
 #   docker run --rm --user "$(id -u)" -v "$PWD:/data" u2export run model.onnx photo.jpg
 #
-# A file from a stranger: add --network none --read-only --tmpfs /tmp --memory 2g
+# A file from a stranger: add --network none --read-only --memory 2g \
+#   --tmpfs /tmp --tmpfs /var/cache/u2export
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
@@ -14,9 +15,10 @@ RUN python -m venv /opt/u2export && \
 
 FROM python:3.12-slim
 COPY --from=build /opt/u2export /opt/u2export
-RUN useradd --uid 1000 --create-home u2export
-# compiled models and the like; any user may write there
-ENV PATH="/opt/u2export/bin:$PATH" U2EXPORT_CACHE=/tmp/u2export
+# compiled models and the like lie in the cache; any user may write there
+RUN useradd --uid 1000 --create-home u2export && \
+    install --directory --mode 1777 /var/cache/u2export
+ENV PATH="/opt/u2export/bin:$PATH" U2EXPORT_CACHE=/var/cache/u2export
 USER 1000
 WORKDIR /data
 ENTRYPOINT ["u2export"]
