@@ -103,6 +103,30 @@ def test_a_dynamic_engine_is_the_same_from_another_place_and_environment(
     assert first == _engine(dataclasses.replace(parent, path=other), folder / "b.engine")
 
 
+def test_a_dynamic_engine_is_the_same_from_another_installation(
+    parent: Artifact, folder: Path, tmp_path: Path, monkeypatch
+):
+    first = _engine(parent, folder / "a.engine")
+    elsewhere = tmp_path / "another installation with a much longer path" / "u2export"
+    here = Path(fixed_process.__file__).parents[1]
+    shutil.copytree(here, elsewhere, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere.parent))
+    assert first == _engine(parent, folder / "b.engine")
+
+
+@pytest.mark.parametrize("note", ["x", "much more than any author would say " * 300])
+def test_what_an_onnx_file_tells_of_itself_does_not_change_a_dynamic_engine(
+    note: str, parent: Artifact, folder: Path
+):
+    first = _engine(parent, folder / "a.engine")
+    model = onnx.load(parent.path)
+    model.metadata_props.add(key="note", value=note)
+    onnx.save(model, folder / "told.onnx")
+    told = dataclasses.replace(parent, path=folder / parent.path.name)
+    shutil.move(folder / "told.onnx", told.path)
+    assert first == _engine(told, folder / "b.engine")
+
+
 def test_a_builder_that_crashes_is_an_error_and_this_process_lives(parent, tmp_path, monkeypatch):
     def crash(*words: object) -> subprocess.CompletedProcess[bytes]:
         code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"

@@ -139,8 +139,7 @@ def prepare_onnx(path: Path, facts: Facts) -> bytes:
         fp16.allow_half_quantizers(model)
     else:
         say(f"{path.name} has steps too small for half precision: what is not int8 stays fp32")
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return _serialize_graph(model)
 
 
 def _check_signed_masks(parent: Artifact) -> None:
@@ -190,7 +189,15 @@ def _read_foreign_onnx(path: Path) -> bytes:
                 f"{path} is quantized with unsigned zero points (at {node.name or node.input[0]}), "
                 "which TensorRT would read as signed: quantize it symmetric and signed"
             )
-    # not the bytes of the file, whose weights may lie in another file
+    return _serialize_graph(model)
+
+
+def _serialize_graph(model: Any) -> bytes:
+    """Give a model's bytes without its metadata, so that they move nothing in the builder's memory.
+
+    The file's own bytes would not do: its weights may lie in another file.
+    """
+    del model.metadata_props[:]
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
