@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from scipy import stats as reference
 
 from u2export.benchmark import stats
-from u2export.benchmark.baseline import compare_reports
+from u2export.benchmark.baseline import (
+    Verdict,
+    compare_reports,
+    format_change,
+    raise_if_slower,
+)
 from u2export.benchmark.report import BenchmarkReport, Row
-from u2export.errors import InputError
+from u2export.errors import InputError, ParityError
 
 
 def _rounds(seed: int, factor: float, rounds: int = 12, drift: float = 0.2):
@@ -143,7 +150,28 @@ def _report(
 def test_a_slowdown_is_one_only_where_the_machine_does_not_explain_it(median, calibration, slower):
     then = _report(100 if median > 1 else 0.1, 10)
     [found] = compare_reports(_report(median, calibration), then, 0.1)
-    assert found.slower is slower
+    assert found.verdict is (Verdict.SLOWER if slower else Verdict.NOT_SLOWER)
+
+
+@pytest.mark.parametrize(
+    ("median", "high", "verdict", "sentence"),
+    [
+        (100, 101, Verdict.NOT_SLOWER, None),
+        (200, 202, Verdict.SLOWER, "^slower than the baseline by more than 10%: x 2.00"),
+        (200, 2000, Verdict.NOT_SETTLED, "^it is not settled what is slower than the baseline"),
+        (105, 1050, Verdict.NOT_SLOWER, None),  # less than the tenth that is allowed
+        (20_000, 400_000, Verdict.SLOWER, "x 200.00"),  # its interval starts at 10 times
+    ],
+)
+def test_too_wide_an_interval_settles_nothing_and_is_no_pass(median, high, verdict, sentence):
+    now = _report(median, 10)
+    latency = now.rows[0].latency.model_copy(update={"low": median**2 / high, "high": high})
+    row = now.rows[0].model_copy(update={"latency": latency})
+    changes = compare_reports(now.model_copy(update={"rows": (row,)}), _report(100, 10), 0.1)
+    assert changes[0].verdict is verdict
+    assert verdict.value in format_change(changes[0])
+    with pytest.raises(ParityError, match=sentence) if sentence else contextlib.nullcontext():
+        raise_if_slower(changes, 0.1)
 
 
 def test_another_machine_and_nothing_in_common_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -16,6 +17,14 @@ MIN_SLOWDOWN_MS = 0.2  # a smaller slowdown counts as none: nobody notices it
 MACHINE_FACTS = ("processor", "features", "usable CPUs", "GPUs")  # equal on the same machine
 
 
+class Verdict(Enum):
+    """What a comparison with the baseline says of a row."""
+
+    SLOWER = "slower"
+    NOT_SLOWER = "not slower"
+    NOT_SETTLED = "not settled"
+
+
 @dataclass(frozen=True)
 class Change:
     """How the latency of a row changed, corrected for the speed of the machine.
@@ -25,14 +34,15 @@ class Change:
         ratio: new latency divided by the earlier one; above 1 is slower.
         low: lower end of the 95 percent interval.
         high: upper end of that interval.
-        slower: interval, ratio and milliseconds all show a slowdown.
+        verdict: slower where interval, ratio and milliseconds all show a slowdown. Not settled
+            where ratio and milliseconds do, and the interval is too wide to tell.
     """
 
     name: str
     ratio: float
     low: float
     high: float
-    slower: bool
+    verdict: Verdict
 
 
 def compare_reports(
@@ -96,26 +106,35 @@ def check_comparable(machine: Mapping[str, str], baseline: BenchmarkReport) -> N
 
 def format_change(change: Change) -> str:
     """Describe how the latency of a row changed, in one line."""
-    verdict = "slower" if change.slower else "not slower"
     return (
         f"{change.name}: {change.ratio:.3f} times the baseline's latency "
-        f"({change.low:.3f} to {change.high:.3f}): {verdict}"
+        f"({change.low:.3f} to {change.high:.3f}): {change.verdict.value}"
     )
 
 
 def raise_if_slower(changes: list[Change], max_slowdown: float) -> None:
-    """Refuse slowdowns.
+    """Refuse slowdowns, and rows that look slower in too wide an interval.
 
     Raises:
-        ParityError: a row became slower.
+        ParityError: a row became slower, or nobody can tell whether it did.
     """
-    slower = [change for change in changes if change.slower]
-    if slower:
-        rows = ", ".join(
-            f"{change.name} {change.ratio:.2f} times ({change.low:.2f} to {change.high:.2f})"
-            for change in slower
+    limit = f"slower than the baseline by more than {max_slowdown:.0%}"
+    if slower := _describe_rows(changes, Verdict.SLOWER):
+        raise ParityError(f"{limit}: {slower}")
+    if unsettled := _describe_rows(changes, Verdict.NOT_SETTLED):
+        raise ParityError(
+            f"it is not settled what is {limit}: {unsettled}; "
+            "measure longer with --duration, or on a quieter machine"
         )
-        raise ParityError(f"slower than the baseline by more than {max_slowdown:.0%}: {rows}")
+
+
+def _describe_rows(changes: list[Change], verdict: Verdict) -> str:
+    """Name the rows of one verdict with their ratios."""
+    return ", ".join(
+        f"{change.name} {change.ratio:.2f} times ({change.low:.2f} to {change.high:.2f})"
+        for change in changes
+        if change.verdict is verdict
+    )
 
 
 def missing_rows(report: BenchmarkReport, baseline: BenchmarkReport) -> list[str]:
@@ -161,13 +180,16 @@ def _compare_rows(
     assert earlier
     expected_ms = earlier.median * machine_slowdown[0]
     ratio = current.median / expected_ms
-    half_widths = [_relative_half_width(latency) for latency in (current, earlier)]
+    half_widths = [_log_half_width(latency) for latency in (current, earlier)]
     factor = math.exp(math.hypot(machine_slowdown[1], *half_widths))
     low, high = ratio / factor, ratio * factor
     increase_ms = current.median - expected_ms
-    slower = low > 1 and ratio > 1 + max_slowdown and increase_ms > MIN_SLOWDOWN_MS
-    return Change(row.name, ratio, low, high, slower)
+    verdict = Verdict.NOT_SLOWER
+    if ratio > 1 + max_slowdown and increase_ms > MIN_SLOWDOWN_MS:
+        verdict = Verdict.SLOWER if low > 1 else Verdict.NOT_SETTLED
+    return Change(row.name, ratio, low, high, verdict)
 
 
-def _relative_half_width(latency: Latency) -> float:
-    return (latency.high - latency.low) / 2 / latency.median
+def _log_half_width(latency: Latency) -> float:
+    """Half the interval's width on a scale of logarithms, where both sides are alike."""
+    return math.log(latency.high / latency.low) / 2
