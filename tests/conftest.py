@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import openvino
@@ -26,6 +27,9 @@ DEMO = MODELS["u2netp-demo"]
 SMALL = 64  # pixels
 TRACED = Path(__file__).parent / "traced"
 ALL_CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+POSIX = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no such limits or terminals"
+)
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -117,13 +121,25 @@ def _a_network_is_traced_once(folder_of_traces: Path):
         yield
 
 
+@contextmanager
+def every_cpu() -> Iterator[None]:
+    """Let this process use every processor, where the system has such a choice."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CPUS)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.fixture
 def all_cpus():
     """Let this process use every processor for a test."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, ALL_CPUS)
-    yield
-    os.sched_setaffinity(0, before)
+    with every_cpu():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +220,8 @@ def command(tmp_path: Path, folder_of_traces: Path) -> Command:
             [sys.executable, "-m", "u2export", *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=240,
+            encoding="utf-8",
+            timeout=280,
             cwd=cwd or tmp_path,
             env={**os.environ, **given},
             check=False,

@@ -124,7 +124,7 @@ def test_a_build_without_cuda_says_what_to_install(exported: Path):
         assert "was built without CUDA" in torch_backend.unavailable_reason(Device.CUDA)
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         told = onnx_backend.unavailable_reason(Device.CUDA)
-        assert "pip install 'u2export[onnxruntime-gpu]'" in told
+        assert 'pip install "u2export[onnxruntime-gpu]"' in told
 
 
 @pytest.mark.gpu

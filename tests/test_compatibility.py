@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from compatibility import artifact_hashes
 from compatibility.artifact_hashes import EXPORTS, MODEL, PICTURE, RECORD
-from conftest import ALL_CPUS
+from conftest import every_cpu
 from filelock import FileLock
 from PIL import Image
 
@@ -65,13 +65,9 @@ def record() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def doctor(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the doctor says of this machine with all of its CPUs."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, ALL_CPUS)
-    try:
+    with every_cpu():
         tree = artifact_hashes.Tree(tmp_path_factory.mktemp("doctor"))
         found: dict[str, Any] = json.loads(tree.u2export("doctor", "--json"))
-    finally:
-        os.sched_setaffinity(0, before)
     return found
 
 

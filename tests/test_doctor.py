@@ -78,13 +78,13 @@ def test_a_runtime_that_is_too_old_for_what_we_write_is_told(report: doctor.Doct
 def test_what_is_missing_is_told_with_the_line_to_type(monkeypatch):
     monkeypatch.setattr(registry, "is_importable", lambda name: name != "openvino")
     found = doctor.examine_backend("openvino")
-    line = "openvino not installed: pip install 'u2export[openvino]'"
+    line = 'openvino not installed: pip install "u2export[openvino]"'
     assert found.run["cpu"] == line
-    assert "pip install 'u2export[openvino,export]'" in found.export
+    assert 'pip install "u2export[openvino,export]"' in found.export
 
 
 def test_a_machine_without_the_parents_runtime_is_still_examined(monkeypatch):
-    """As with `pip install 'u2export[openvino]'` alone."""
+    """As with `pip install "u2export[openvino]"` alone."""
     real = registry.load
 
     def load(name: str):

@@ -292,3 +292,11 @@ def test_the_changelog_tells_of_this_version():
 def test_links_between_the_projects_pages_lead_somewhere(name: str):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text("utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_what_is_to_be_typed_for_pip_suits_every_shell():
+    """To the shell of Windows a single quotation mark is a part of the name."""
+    texts = [*(ROOT / "u2export").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    told = [line for path in texts for line in path.read_text("utf-8").splitlines()]
+    assert sum('pip install "' in line for line in told) > 5
+    assert [line for line in told if re.search(r"'[\w{}.]+\[[\w{},.-]+\]'", line)] == []

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import random
-import resource
 import signal
 import struct
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import POSIX
 from overlap import Overlap
 from PIL import Image
 
@@ -418,6 +418,7 @@ def test_two_runs_into_one_folder_leave_whole_results(quick: Path, folder: Path,
     assert _whole(tmp_path / "o") == len(list((tmp_path / "o").iterdir())) == 12
 
 
+@POSIX
 def test_a_full_disk_ends_the_run_and_leaves_whole_results(quick: Path, tmp_path: Path):
     place = tmp_path / "in"
     place.mkdir()
@@ -426,6 +427,8 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_results(quick: Path, tmp_path
     Image.fromarray(noise).save(place / "b.jpg")
 
     def limit() -> None:
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     done = subprocess.run(

@@ -188,7 +188,7 @@ def test_options_that_make_no_sense_are_refused(parent, folder, settings, senten
 
 def test_a_flavour_that_is_not_installed_is_refused(parent: Artifact, folder: Path, monkeypatch):
     monkeypatch.setitem(MODULES, "tensorrt", ("tensorrt_that_is_not_there",))
-    with pytest.raises(DependencyError, match=r"pip install 'u2export\[tensorrt\]'"):
+    with pytest.raises(DependencyError, match=r'pip install "u2export\[tensorrt\]"'):
         _build(parent, folder, batch=None, backend_options=(("flavour", "tensorrt"),))
 
 

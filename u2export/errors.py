@@ -1,6 +1,11 @@
 """What can go wrong, and the exit status each family has."""
 
 
+def pip_command(*extras: str, package: str = "u2export") -> str:
+    """What to type to install a package with extras; every shell takes these quotation marks."""
+    return f'pip install "{package}[{",".join(extras)}]"'
+
+
 class U2ExportError(Exception):
     """Base of every error that is not a bug; its text is one sentence for the user."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from u2export.core.enums import Stage
-from u2export.errors import DependencyError, InputError, U2ExportError
+from u2export.errors import DependencyError, InputError, U2ExportError, pip_command
 from u2export.inference.process import ImageOptions, ImageResult, process_images
 from u2export.inference.segmenter import load
 from u2export.system.files import remove_partials, scratch_folder
@@ -87,7 +87,7 @@ def _import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise DependencyError("this needs Ray: pip install 'u2export[ray]'") from error
+        raise DependencyError(f"this needs Ray: {pip_command('ray')}") from error
     return ray
 
 

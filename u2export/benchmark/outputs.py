@@ -8,7 +8,7 @@ from pathlib import Path
 from u2export.benchmark.candidates import CANNOT_RUN
 from u2export.benchmark.masks import RANDOM_WEIGHTS
 from u2export.benchmark.report import BenchmarkReport
-from u2export.errors import DependencyError, ParityError
+from u2export.errors import DependencyError, ParityError, pip_command
 from u2export.reports.mask_pair import MaskPair
 from u2export.system.files import write_text
 
@@ -41,7 +41,7 @@ def write_reports(
             from u2export.benchmark import html
         except ModuleNotFoundError as error:
             raise DependencyError(
-                f"this form needs {error.name}: pip install 'u2export[parity]'"
+                f"this form needs {error.name}: {pip_command('parity')}"
             ) from error
         write_text(html_file, html.benchmark_page(report, mask_pairs))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from u2export import errors
 from u2export.core import plugins
 from u2export.core.artifact import Artifact, manifest_path, read_artifact
 from u2export.core.backend import Backend, Runner
@@ -40,7 +41,7 @@ def load(name: str) -> Backend:
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"the {name} backend needs {error.name}, which is not installed: "
-            f"pip install {_providing_extra(entries[name], error.name or name)}"
+            f"{_providing_command(entries[name], error.name or name)}"
         ) from error
     except Exception as error:  # whatever a plugin raises, the others go on
         raise DependencyError(
@@ -88,24 +89,26 @@ def require_packages(backend: Backend, *, export: bool) -> None:
         work = "exporting with" if export else "running"
         raise DependencyError(
             f"{work} the {backend.name} backend needs {', '.join(missing)}, not installed "
-            f"here: {pip_command(backend, export=export)}"
+            f"here: {install_command(backend, export=export)}"
         )
 
 
-def pip_command(backend: Backend, *, export: bool) -> str:
+def install_command(backend: Backend, *, export: bool) -> str:
     """What to type to install what exporting, or running, needs."""
     extras = dict.fromkeys([backend.run_extra, *([backend.export_extra] if export else [])])
     entry = plugins.entries().get(backend.name)
     if entry and entry.dist and extras.keys() <= _extras_of(entry):
-        return f"pip install '{entry.dist.name}[{','.join(extras)}]'"
-    return f"pip install 'u2export[{','.join(extras)}]'"
+        return errors.pip_command(*extras, package=entry.dist.name)
+    return errors.pip_command(*extras)
 
 
-def _providing_extra(entry: EntryPoint, package: str) -> str:
-    """The extra of the backend's own distribution that brings a package, or the package."""
+def _providing_command(entry: EntryPoint, package: str) -> str:
+    """What to type for a package: the extra of the backend's own distribution, or its name."""
     extras = _extras_of(entry)
     extra = next((name for name in (package, entry.name) if name in extras), None)
-    return f"'{entry.dist.name}[{extra}]'" if extra and entry.dist else package
+    if extra and entry.dist:
+        return errors.pip_command(extra, package=entry.dist.name)
+    return f"pip install {package}"
 
 
 def _extras_of(entry: EntryPoint) -> set[str]:

@@ -123,7 +123,7 @@ def examine_backend(name: str, *, probe: bool = True) -> BackendReport:
         reason = str(error)
         return BackendReport(name=name, suffixes=[], precisions=[], export=reason, run={"": reason})
     missing = registry.missing_packages(backend, export=False)
-    pip = registry.pip_command(backend, export=False)
+    pip = registry.install_command(backend, export=False)
     reason = f"{', '.join(missing)} not installed: {pip}" if missing else ""
     report = BackendReport(
         name=name,

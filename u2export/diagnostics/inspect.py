@@ -14,7 +14,7 @@ from u2export.core.execution import Execution, execution_mismatch
 from u2export.core.facts import QuantizationFacts
 from u2export.core.int8_record import Int8Record, read_int8_record
 from u2export.core.requests import RunRequest
-from u2export.errors import ArtifactError, DependencyError, ParityError
+from u2export.errors import ArtifactError, DependencyError, ParityError, pip_command
 from u2export.quantization import report
 from u2export.reports.table import render_tables
 from u2export.system.files import write_text
@@ -172,7 +172,5 @@ def write_int8_page(explanation: Int8Explanation, path: Path) -> None:
     try:
         content = report.render_int8_page(explanation.record, explanation.request, title)
     except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"the page needs {error.name}: pip install 'u2export[parity]'"
-        ) from error
+        raise DependencyError(f"the page needs {error.name}: {pip_command('parity')}") from error
     write_text(path, content)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from u2export.core.arrays import Array
-from u2export.errors import DependencyError, InputError
+from u2export.errors import DependencyError, InputError, pip_command
 from u2export.images.postprocess import resize_in_bands, resize_to_mask
 
 WORKING_SIDE = 1024  # pixels, the longer side of the reduced picture
@@ -267,6 +267,5 @@ def require_package(package: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise DependencyError(
-            f"this needs {package.partition('.')[0]}, which is not installed: "
-            f"pip install 'u2export[{extra}]'"
+            f"this needs {package.partition('.')[0]}, which is not installed: {pip_command(extra)}"
         ) from error

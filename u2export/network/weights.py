@@ -10,7 +10,7 @@ from u2export.core.artifact import Artifact
 from u2export.core.facts import Facts, WeightsFacts, model_facts
 from u2export.core.models import MODELS, ModelSpec, find_model
 from u2export.core.requests import RANDOM_PREFIX
-from u2export.errors import ArtifactError, DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, InputError, pip_command
 from u2export.network.pins import expected_sha256, model_with_hash
 from u2export.system.cache import weights_folder
 from u2export.system.files import file_sha256
@@ -110,7 +110,7 @@ def fetch(model: ModelSpec, timeouts: DownloadTimeouts = LONG_TIMEOUTS) -> Path:
         from u2export.network import download  # requests is part of the export extra only
     except ImportError as error:
         raise DependencyError(
-            f"fetching weights needs {error.name}: pip install 'u2export[export]', or put "
+            f"fetching weights needs {error.name}: {pip_command('export')}, or put "
             f"{model.file} into weights/"
         ) from error
     path = weights_folder() / model.file

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from u2export.errors import DependencyError
+from u2export.errors import DependencyError, pip_command
 from u2export.parity.bisect import Bisection, ModuleError
 from u2export.parity.bisect_report import bisection_verdict
 from u2export.reports.page import render_page
@@ -38,9 +38,7 @@ def write_growth_page(bisection: Bisection, title: str, path: Path) -> None:
     try:
         plot = _plot(bisection)
     except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"this form needs {error.name}: pip install 'u2export[parity]'"
-        ) from error
+        raise DependencyError(f"this form needs {error.name}: {pip_command('parity')}") from error
     write_text(path, render_page(title, bisection_verdict(bisection), plot))
 
 

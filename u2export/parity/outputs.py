@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from u2export.core.artifact import Artifact
-from u2export.errors import DependencyError, InputError, ParityError
+from u2export.errors import DependencyError, InputError, ParityError, pip_command
 from u2export.parity.candidates import ShownCase
 from u2export.parity.certificate import write_certificate
 from u2export.parity.report import ParityReport
@@ -67,9 +67,7 @@ def write_reports(
 
             write_text(html_file, html.parity_page(report, _mask_pairs(shown_cases)))
     except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"this form needs {error.name}: pip install 'u2export[parity]'"
-        ) from error
+        raise DependencyError(f"this form needs {error.name}: {pip_command('parity')}") from error
 
 
 def _mask_pairs(shown_cases: list[ShownCase]) -> list[MaskPair]:

@@ -167,7 +167,7 @@ def _rebuild(artifact: Artifact, source: Artifact, folder: Path) -> Artifact:
             name: value for name, value in os.environ.items() if name.startswith(_REBUILD_VARIABLES)
         },
     )
-    process = fixed_process.run_function(rebuild_process, request.model_dump_json(), b"")
+    process = fixed_process.run_function(rebuild_process, "", request.model_dump_json().encode())
     output = process.stdout.decode(errors="replace")
     if process.returncode:
         raise ExportError(f"{artifact.path} could not be built again: {output or 'no reason'}")
@@ -180,9 +180,12 @@ def _weights_option(source: Artifact) -> str:
     return facts.name if facts.origin == "random" else str(source.path.resolve())
 
 
-def rebuild_process(request_json: str) -> None:
-    """Run the rebuild's process: print the artifact's path, or why there is none."""
-    request = _RebuildRequest.model_validate_json(request_json)
+def rebuild_process(_argument: str) -> None:
+    """Run the rebuild's process: print the artifact's path, or why there is none.
+
+    The request comes on standard input: some systems take no argument of its length.
+    """
+    request = _RebuildRequest.model_validate_json(sys.stdin.buffer.read())
     os.environ.update(request.environment)
     try:
         source = weights.source_of(request.facts, request.weights)

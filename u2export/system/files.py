@@ -5,6 +5,7 @@ Everything the package writes goes through `atomic_file` or `move_into_place`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -51,7 +52,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             yield file
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                _flush_to_disk(file.fileno())
         move_into_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -119,9 +120,19 @@ def sync(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    if sys.platform == "darwin":  # its fsync leaves the content in the drive's own cache
+        import fcntl
+
+        with contextlib.suppress(OSError):  # some network disks do not know it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def partial_path(path: Path) -> Path:
@@ -161,8 +172,19 @@ def check_writable(*paths: Path | None) -> None:
             raise InputError(f"{path} cannot be written: there is no {target.anchor}")
         if not folder.is_dir():
             raise InputError(f"{path} cannot be written: {folder} is no folder")
-        if not os.access(folder, os.W_OK):
+        if not _takes_files(folder):
             raise InputError(f"{path} cannot be written: {folder} may not be changed")
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder. Windows tells only whoever tries."""
+    if sys.platform != "win32":
+        return os.access(folder, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def write_error(target: Path, error: OSError) -> ExportError | InputError:

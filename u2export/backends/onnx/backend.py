@@ -24,7 +24,7 @@ from u2export.core.backend import Backend
 from u2export.core.enums import Device, Precision
 from u2export.core.facts import FACTS_KEY
 from u2export.core.requests import RunSpec
-from u2export.errors import ArtifactError
+from u2export.errors import ArtifactError, pip_command
 from u2export.system import hardware
 
 
@@ -33,7 +33,7 @@ def unavailable_reason(device: Device) -> str:
     if PROVIDERS[device] not in ort.get_available_providers():
         return (
             f"onnxruntime {ort.__version__} as installed has no {PROVIDERS[device]}: "
-            "pip uninstall onnxruntime && pip install 'u2export[onnxruntime-gpu]'"
+            f"pip uninstall onnxruntime && {pip_command('onnxruntime-gpu')}"
         )
     return hardware.query_cuda().reason if device is Device.CUDA else ""
 

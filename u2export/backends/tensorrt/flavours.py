@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from u2export.errors import DependencyError
+from u2export.errors import DependencyError, pip_command
 from u2export.system import hardware
 from u2export.system.progress import say
 
@@ -32,8 +32,8 @@ def choose_flavour(flavour: str | None) -> str:
         return flavour
     if not installed:
         raise DependencyError(
-            "TensorRT is not installed: pip install 'u2export[tensorrt-rtx]', or "
-            "'u2export[tensorrt]' for data-centre GPUs and Jetson"
+            f"TensorRT is not installed: {pip_command('tensorrt-rtx')}, or "
+            f"{pip_command('tensorrt')} for data-centre GPUs and Jetson"
         )
     if len(installed) == 1:
         return installed[0]
@@ -54,8 +54,7 @@ def _installed_module(flavour: str) -> str | None:
 
 def _missing_flavour(flavour: str) -> DependencyError:
     return DependencyError(
-        f"the {flavour} flavour of TensorRT is not installed: "
-        f"pip install 'u2export[{EXTRAS[flavour]}]'"
+        f"the {flavour} flavour of TensorRT is not installed: {pip_command(EXTRAS[flavour])}"
     )
 
 
