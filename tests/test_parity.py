@@ -422,8 +422,9 @@ def test_a_name_that_is_no_text_is_reported_and_replayed(broken: Path, monkeypat
     question = ParityRequest(whole, (broken,), (picture,), **words)
     report, kept = check_parity(question)
     out = broken.parent / "reports"
-    write_reports(report, kept, json_file=out / "r.json", html_file=out / "r.html")
-    read = ParityReport.model_validate_json((out / "r.json").read_text())
+    write_reports(report, kept, html_file=out / "r.html")
+    assert "k?se.png" in (out / "r.html").read_text("utf-8")
+    read = ParityReport.model_validate_json(report.model_dump_json())
     assert "k?se.png" in [case.name for case in read.candidates[0].cases]
     [replay_file] = write_replays(question, report, kept, out)
     assert not replay_failure(replay_file).passed
@@ -527,3 +528,11 @@ def test_the_assertion_gives_the_report_or_raises_it(
     assert assert_parity(tmp_path / ONNX).passed
     with pytest.raises(AssertionError, match=r"failed 'drawn .*' at stage 'infer'"):
         assert_parity(broken, broken.with_name(WHOLE), model="u2netp-demo")
+
+
+def test_annotations_and_json_do_not_share_standard_output(command, small: Path):
+    artifact = small / "u2netp-demo-fp32-64-bN.onnx"
+    done = command("parity", artifact, artifact, "--github", "--json")
+    assert done.returncode == 2
+    assert "--github prints to standard output too: give --json a file" in done.stderr
+    assert done.stdout == ""

@@ -372,6 +372,16 @@ def test_names_that_xml_cannot_hold_still_give_a_file_that_can_be_read(tmp_path:
     assert root.find(".//testcase").attrib["name"] == "a\ufffdb\ufffd<c>&\"'\n\ufffd"
 
 
+def test_junit_goes_into_a_pipe_and_leaves_the_pipe(tmp_path: Path):
+    pipe = tmp_path / "pipe.xml"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    junit.write_junit(PASSED, pipe)
+    assert os.read(reading, 1 << 20).rstrip().endswith(b"</testsuites>")
+    os.close(reading)
+    assert pipe.is_fifo()
+
+
 def test_an_older_file_is_replaced_at_once_and_never_written_into(tmp_path: Path):
     target, older = tmp_path / "parity.xml", tmp_path / "older.xml"
     target.write_text("older")

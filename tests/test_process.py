@@ -85,6 +85,11 @@ def _pairs(folder: Path, out: Path) -> list[tuple[Path, Path]]:
     return [(path, out / f"{path.stem}.png") for path in sorted(folder.iterdir())]
 
 
+def test_more_pictures_than_any_machine_has_threads_are_no_mistake(quick: Path):
+    with load(quick, at_once=100_000, threads=2) as segment:
+        assert segment.workers == 2
+
+
 def test_many_pictures_give_what_each_gives_alone(quick: Path, folder: Path, tmp_path: Path):
     pairs = _pairs(folder, tmp_path / "out")
     with load(quick, at_once=2, threads=2) as segment:

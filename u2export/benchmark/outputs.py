@@ -17,7 +17,6 @@ def write_reports(
     report: BenchmarkReport,
     mask_pairs: Sequence[MaskPair],
     *,
-    json_file: Path | None = None,
     html_file: Path | None = None,
     csv_file: Path | None = None,
     markdown_file: Path | None = None,
@@ -30,8 +29,6 @@ def write_reports(
     """
     from u2export.benchmark import csv_table, markdown
 
-    if json_file:
-        write_text(json_file, report.model_dump_json(indent=1) + "\n")
     if csv_file:
         write_text(csv_file, csv_table.csv_text(report))
     if markdown_file:

@@ -135,7 +135,7 @@ def _let_any_name_be_printed() -> None:
             errors="surrogatepass" if windows else "surrogateescape",
         )
     if windows and isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(encoding="utf-8")
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def main() -> NoReturn:

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from u2export.cli.options import (
+    STDOUT,
     BudgetOption,
+    CandidateWeightsOption,
     CompileOption,
     DeviceOption,
     ForeignModelOption,
@@ -154,6 +156,8 @@ def parity(
         command=command_line(),
         budget_file=budget,
     )
+    if github and json_target == STDOUT:
+        raise InputError("--github prints to standard output too: give --json a file")
     check_writable(json_file(json_target), junit, html)
     report, shown_cases = check_parity(request, track)
     show(format_report(report), report.model_dump_json(indent=1), json_target)
@@ -177,7 +181,7 @@ def bisect(
         Path,
         typer.Option(help="A picture file on which it fails.", rich_help_panel=Panel.INPUT),
     ],
-    weights: ReferenceWeightsOption = None,
+    weights: CandidateWeightsOption = None,
     model: ForeignModelOption = None,
     budget: BudgetOption = None,
     whole: Annotated[

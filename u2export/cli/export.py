@@ -228,6 +228,7 @@ def _options_of(backend: Backend) -> Options:
             for name, (kind, default) in _OPTIONAL.items()
         },
     }
+    options["precision"] = (_precision_option(backend), None)
     if "profile" in backend.export_options:
         options["batch"] = (_PROFILE_BATCH, "1")
     for option in backend.backend_options:
@@ -242,6 +243,12 @@ def _options_of(backend: Backend) -> Options:
         ]
         options["source"] = (kind, None)
     return options
+
+
+def _precision_option(backend: Backend) -> Any:
+    """The option that names only what the backend exports."""
+    text = f"{', '.join(backend.precisions)}: what the network computes in. By default fp32."
+    return Annotated[str | None, typer.Option(help=text, rich_help_panel=Panel.MODEL)]
 
 
 def _hidden(kind: Any) -> Any:

@@ -148,7 +148,8 @@ def _compare_with_baseline(
     """Tell what became slower or is missing; a wrong mask matters more than a slowdown.
 
     Raises:
-        ParityError: a row has the wrong mask or failed, or became slower by more than allowed.
+        ParityError: a row has the wrong mask or failed; or it became slower by more than
+            allowed, or may have.
     """
     from u2export.benchmark import baseline
     from u2export.benchmark.outputs import raise_if_failed
@@ -259,7 +260,7 @@ def auto(
     check_writable(json_file(json_target), html)
     with phases() as phase:
         choice = choose_best(request, phase)
-    say(format_choice(choice, request), always=True)
+    say(format_choice(choice, request))
     write_json(choice.report.model_dump_json(indent=1), json_target)
     write_reports(choice.report, choice.mask_pairs, html_file=html)
     raise_if_no_winner(choice.recommendation)

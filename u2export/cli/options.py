@@ -68,6 +68,10 @@ ReferenceWeightsOption = Annotated[
         help="The weights file, where the reference is torch.", rich_help_panel=Panel.MODEL
     ),
 ]
+CandidateWeightsOption = Annotated[
+    str | None,
+    typer.Option(help="The weights that the files were made from.", rich_help_panel=Panel.MODEL),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(

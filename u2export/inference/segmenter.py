@@ -16,7 +16,7 @@ from u2export.core.arrays import Array
 from u2export.core.artifact import Artifact
 from u2export.core.backend import Runner
 from u2export.core.enums import Device, Precision, Resize, Task
-from u2export.core.requests import RunRequest
+from u2export.core.requests import MAX_THREADS, RunRequest
 from u2export.errors import InputError
 from u2export.images.decode import to_upright
 from u2export.images.postprocess import postprocess
@@ -161,7 +161,7 @@ def load(
         Device.named(device) if device else None,
         threads,
         Precision.named(precision) if precision else None,
-        streams=at_once,
+        streams=min(at_once, MAX_THREADS),
         compiled=compiled,
     )
     return Segmenter(

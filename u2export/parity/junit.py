@@ -9,10 +9,9 @@ from pathlib import Path
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
-from u2export.errors import InputError
 from u2export.parity.explanations import failure_reason, verdict_reason
 from u2export.parity.report import CandidateResult, CaseResult, ParityReport
-from u2export.system.files import write_bytes
+from u2export.system.files import write_text
 
 METRICS = ("raw_max", "raw_mean", "mask_mae", "mask_iou", "boundary_f")
 OVERALL = "all pictures"  # name of the test for the figures over all pictures
@@ -38,10 +37,7 @@ def write_junit(report: ParityReport, path: Path) -> None:
         verdict = _test("verdict", "verdict", Error(_clean(verdict_reason(report))))
         _append(root, _suite("verdict", [verdict]))
         root.update_statistics()  # type: ignore[no-untyped-call]
-    try:
-        write_bytes(path, root.tostring())  # type: ignore[no-untyped-call]
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_text(path, root.tostring().decode())  # type: ignore[no-untyped-call]
 
 
 def _append(root: JUnitXml, suite: TestSuite) -> None:

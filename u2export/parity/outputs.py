@@ -38,16 +38,14 @@ def write_reports(
     report: ParityReport,
     shown_cases: list[ShownCase],
     *,
-    json_file: Path | None = None,
     junit_file: Path | None = None,
     html_file: Path | None = None,
 ) -> None:
-    """Write the report in every format that has a path.
+    """Write the report in every format for people and machines that has a path, but JSON.
 
     Args:
         report: the report.
         shown_cases: cases worth showing, for the page.
-        json_file: path of the JSON file.
         junit_file: path of the JUnit XML file.
         html_file: path of the HTML page.
 
@@ -56,8 +54,6 @@ def write_reports(
         DependencyError: a package that a format needs is not installed.
     """
     try:
-        if json_file:
-            write_text(json_file, report.model_dump_json(indent=1) + "\n")
         if junit_file:
             from u2export.parity import junit
 

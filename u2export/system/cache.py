@@ -7,6 +7,12 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+# What an older release left right in the cache folder.
+_OLDER_NAMES = (
+    *("pins.json", "known", "u2net.pth", "u2netp.pth"),
+    *("u2net_human_seg.pth", "u2net_portrait.pth"),
+)
+
 
 def compiled_models_folder() -> Path:
     """Where runtimes keep compiled models.
@@ -29,7 +35,5 @@ def weights_folder() -> Path:
     Releases before 0.2 kept weights right in `$U2EXPORT_CACHE`. Such a folder stays as it is.
     """
     cache, folder = cache_folder(), cache_folder() / "weights"
-    is_older = not folder.is_dir() and any(
-        (cache / name).exists() for name in ("pins.json", "known", "u2net.pth", "u2netp.pth")
-    )
+    is_older = not folder.is_dir() and any((cache / name).exists() for name in _OLDER_NAMES)
     return cache if is_older else folder

@@ -1,6 +1,6 @@
 """Files that appear complete or not at all, and their hashes.
 
-Everything the package writes goes through `atomic_file` or `move_into_place`.
+Everything that others may find half-written goes through `atomic_file` or `move_into_place`.
 """
 
 from __future__ import annotations
