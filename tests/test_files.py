@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from u2export.errors import ExportError, InputError
+from u2export.errors import ExportError, InputError, OutputError
 from u2export.export import publish
 from u2export.system.cache import cache_folder, compiled_models_folder, weights_folder
 from u2export.system.files import (
@@ -114,7 +114,7 @@ def test_only_dead_processes_partials_are_removed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("number", "kind", "sentence"),
     [
-        (28, ExportError, "No space left on device; nothing was left behind"),
+        (28, OutputError, "No space left on device; nothing was left behind"),
         (13, InputError, "cannot be written: Permission denied"),
     ],
 )

@@ -441,8 +441,8 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_results(quick: Path, tmp_path
          "--out", "o"],
         preexec_fn=limit, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 2
-    assert "b.png cannot be written" in done.stderr
+    assert done.returncode == 5
+    assert "b.png could not be written: File too large" in done.stderr
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["a.png"]
 
 

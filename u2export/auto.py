@@ -31,7 +31,7 @@ from u2export.parity.explanations import failure_reason
 from u2export.parity.outputs import certify_passed
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest
 from u2export.reports.mask_pair import MaskPair
-from u2export.system.files import scratch_folder, write_error
+from u2export.system.files import resolved, scratch_folder, write_error
 from u2export.system.progress import PhaseCallback, say
 
 PRECISIONS = (Precision.FP32, Precision.FP16)  # int8 too, if there are calibration pictures
@@ -132,8 +132,8 @@ def format_choice(result: AutoResult, request: AutoRequest) -> str:
 
 def _check_pictures(request: AutoRequest) -> None:
     """Refuse pictures that would calibrate int8 and check it too."""
-    pictures = {path.resolve() for path in request.pictures}
-    shared = pictures & {path.resolve() for path in request.calibration}
+    pictures = {resolved(path) for path in request.pictures}
+    shared = pictures & {resolved(path) for path in request.calibration}
     if shared:
         raise InputError(f"{min(shared)} cannot calibrate and judge: give other --pictures")
 

@@ -36,6 +36,10 @@ class ExportError(U2ExportError):
     exit_status = 5
 
 
+class OutputError(ExportError):
+    """No result can be written any more: the disk is full, or standard output is."""
+
+
 class ParityError(U2ExportError):
     """An artifact does not do what its reference does, or not what was asked of it."""
 

@@ -169,6 +169,7 @@ def _result_row(pair: _Pair, result: ImageResult, fatal_error: str = "") -> _Row
         "width": result.size[0],
         "height": result.size[1],
         "sha256": result.sha256,
+        "notes": "\n".join(result.notes),
         **{stage: result.ms.get(stage, -1.0) for stage in map(str, Stage)},
     }
 
@@ -183,6 +184,7 @@ def _result_from_row(row: Mapping[str, Any]) -> ImageResult:
         (int(row["width"]), int(row["height"])),
         row["sha256"],
         {stage: float(row[stage]) for stage in map(str, Stage) if row[stage] >= 0},
+        row["notes"].splitlines(),
     )
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from u2export.core.arrays import Array
@@ -63,7 +62,8 @@ def export(parent: Artifact, spec: ExportSpec, out: Path) -> Facts:
     # One entry only: safetensors writes several in an order that changes from run to run.
     metadata = {FACTS_KEY: blank_digest() + facts.model_dump_json()}
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, out, metadata=metadata)
+    # not its own way to write files, which only their owner may read
+    out.write_bytes(safetensors.torch.save(tensors, metadata))
     embed_digest(out)
     return facts
 

@@ -6,14 +6,20 @@ Times are in milliseconds. Memory and file sizes are in MB of 10^6 bytes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from u2export.core.enums import Stage
 from u2export.errors import InputError
 from u2export.reports.model import FrozenModel
+from u2export.system.documents import first_line, parse_model, read_bounded
 
 SCHEMA = 2  # since 2 the fixed work is Python's own sort
+_Positive = Annotated[float, Field(gt=0)]
+_Amount = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 STAGES = tuple(stage for stage in Stage if stage is not Stage.READ)  # the bytes are in memory
 
 
@@ -32,12 +38,12 @@ class Latency(FrozenModel):
             them.
     """
 
-    median: float
-    low: float
-    high: float
-    p90: float | None = None
-    p95: float | None = None
-    p99: float | None = None
+    median: _Positive
+    low: _Amount
+    high: _Positive
+    p90: _Positive | None = None
+    p95: _Positive | None = None
+    p99: _Positive | None = None
     blocks: tuple[tuple[float, ...], ...] = ()
     disturbed: tuple[tuple[float, ...], ...] = ()
 
@@ -56,7 +62,7 @@ class Throughput(FrozenModel):
         tried: pictures per second of every setting.
     """
 
-    pictures: float
+    pictures: _Positive
     how: str
     tried: dict[str, float] = Field(default_factory=dict)
 
@@ -77,9 +83,9 @@ class MaskAccuracy(FrozenModel):
     passed: bool
     reasons: tuple[str, ...] = ()
     pictures: int = 0
-    mae: float | None = None
-    iou: float | None = None
-    worst_iou: float | None = None
+    mae: _Share | None = None
+    iou: _Share | None = None
+    worst_iou: _Share | None = None
     worst_picture: str = ""
 
 
@@ -123,26 +129,26 @@ class Row(FrozenModel):
     backend: str
     precision: str
     device: str = "cpu"
-    threads: int = 1
-    batch: int = Field(default=1, ge=1)
-    size: int = 320
+    threads: _Count = 1
+    batch: _Count = 1
+    size: _Count = 320
     files: dict[str, str] = Field(default_factory=dict)
-    size_mb: float = 0.0
+    size_mb: _Amount = 0.0
     runtime: str = ""
     ran: str = ""
-    import_ms: float | None = None
-    load_ms: float | None = None
-    first_ms: float | None = None
+    import_ms: _Amount | None = None
+    load_ms: _Amount | None = None
+    first_ms: _Amount | None = None
     latency: Latency | None = None
     throughput: Throughput | None = None
     stages: dict[str, float] = Field(default_factory=dict)
-    memory_mb: float | None = None
-    baseline_mb: float | None = None
-    gpu_mb: float | None = None
-    gpu_ms: float | None = None
+    memory_mb: _Amount | None = None
+    baseline_mb: _Amount | None = None
+    gpu_mb: _Amount | None = None
+    gpu_ms: _Amount | None = None
     gpu_samples: tuple[float, ...] = ()
-    cpu_ms: float | None = None
-    joules: float | None = None
+    cpu_ms: _Amount | None = None
+    joules: _Amount | None = None
     mask: MaskAccuracy | None = None
     unjudged: str = ""
     failed: str = ""
@@ -171,9 +177,9 @@ class Ratio(FrozenModel):
     """
 
     name: str
-    ratio: float
-    low: float
-    high: float
+    ratio: _Positive
+    low: _Amount
+    high: _Positive
     verdict: str
 
 
@@ -209,9 +215,9 @@ class BenchmarkReport(FrozenModel):
     baseline: str
     rows: tuple[Row, ...]
     ratios: tuple[Ratio, ...] = ()
-    calibration_ms: float = Field(gt=0)
+    calibration_ms: _Positive
     calibration: tuple[tuple[float, ...], ...] = ()
-    seconds: float
+    seconds: _Amount
     stable: bool
     notes: tuple[str, ...] = ()
 
@@ -233,17 +239,13 @@ def read_report(path: Path) -> BenchmarkReport:
         InputError: the file cannot be read, is no such report, or has a newer schema.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        report = parse_model(read_bounded(path), BenchmarkReport)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no benchmark report: it is no text") from error
-    try:
-        report = BenchmarkReport.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(f"{path} is no benchmark report: {field}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no benchmark report: {first_line(error)}") from error
     if report.schema_version > SCHEMA:
         raise InputError(
             f"{path} has schema {report.schema_version}, this u2export reads up to {SCHEMA}: "

@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.metadata
-import io
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from enum import Enum
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,9 +20,10 @@ from u2export.cli.export import export_command, export_help
 from u2export.cli.options import with_json_target, with_verbosity
 from u2export.core import plugins
 from u2export.errors import U2ExportError
+from u2export.system.console import guard_streams
+from u2export.system.leaving import leave_on_signals
 from u2export.system.progress import Verbosity, say, verbosity
 
-SIGNALLED = 128  # plus the signal's number: the exit status that shells report
 _RARELY = 20_000  # objects between two looks for garbage, while imports make many
 
 
@@ -119,47 +117,35 @@ def _name_of(command: typer.models.CommandInfo) -> str:
     return command.name or typer.main.get_command_name(getattr(command.callback, "__name__", ""))
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave through the finally blocks, which remove what is half done."""
-    if number == signal.SIGINT:
-        say("interrupted", always=True)
-    raise SystemExit(SIGNALLED + number)
-
-
-def _let_any_name_be_printed() -> None:
-    """Names of files are what they are: no encoding of standard output may refuse one."""
-    windows = sys.platform == "win32"
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            encoding="utf-8" if windows else None,
-            errors="surrogatepass" if windows else "surrogateescape",
-        )
-    if windows and isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
 def main() -> NoReturn:
     """Run the command line; every error of ours becomes one line and its exit status."""
     runs_pictures = sys.argv[1:2] == ["run"]
     if runs_pictures:  # imports make many objects and leave nothing to collect
         gc.set_threshold(_RARELY)
-    signal.signal(signal.SIGTERM, _leave)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
-        signal.signal(signal.SIGINT, _leave)
-    if sys.platform == "win32":
-        signal.signal(signal.SIGBREAK, _leave)
-    _let_any_name_be_printed()
+    guard_streams()
+    leave_on_signals()
     sys.argv[1:] = with_json_target(sys.argv[1:])
     try:
-        _app_for(sys.argv[1:2])(standalone_mode=True)
-    except U2ExportError as error:
-        if verbosity() is Verbosity.VERBOSE:
-            traceback.print_exc()
-        say(f"error: {error}", always=True)
-        sys.exit(error.exit_status)
+        sys.exit(_status_of(lambda: _app_for(sys.argv[1:2])(standalone_mode=True)))
     finally:
         if runs_pictures:
             # The process ends, and everything of ours is closed. A search for garbage would take a
             # twelfth of the time. Exports must not skip it: the package onnx complains of leaks.
             gc.freeze()
-    sys.exit(0)
+
+
+def _status_of(command: Callable[[], object]) -> int | str | None:
+    """Run the command, write what it printed, and give the exit status."""
+    status: int | str | None = 0
+    try:
+        try:
+            command()
+        except SystemExit as leaving:  # Typer's way to end
+            status = leaving.code
+        sys.stdout.flush()
+    except U2ExportError as error:
+        if verbosity() is Verbosity.VERBOSE:
+            traceback.print_exc()
+        say(f"error: {error}", always=True)
+        return error.exit_status
+    return status

@@ -190,7 +190,9 @@ def run_request(
     )
 
 
-_QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+_QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Tell only errors beside results.")
+]
 _VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Name every step, and trace errors.")
 ]

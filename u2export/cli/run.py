@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, redirect_stdout
 from functools import partial
@@ -25,17 +26,21 @@ from u2export.cli.options import (
 from u2export.core.enums import Engine, Format, Refine
 from u2export.core.requests import MAX_PIXELS, MAX_THREADS
 from u2export.errors import ImagesFailedError, InputError
+from u2export.system.console import print_result
 from u2export.system.hardware import usable_cpus
 from u2export.system.progress import phases, say, track
 
 if TYPE_CHECKING:  # imported when called: the help must be quick
     from u2export.inference.journal import Journal
     from u2export.inference.process import ImageOptions, ImageResult
+    from u2export.inference.segmenter import Segmenter
 
     Targets = list[tuple[Path, Path]]
     Process = Callable[[Iterable[tuple[Path, Path]]], Generator[ImageResult, None, None]]
 
 
+STDIO = Path("-")  # standard input or output instead of a file
+HOLD_S = 10.0  # how long the error of a picture in a watched folder is held back
 _GARBAGE_THRESHOLD = gc.get_threshold()  # Python's own, which start-up changes for a while
 
 
@@ -181,9 +186,8 @@ def run(
     """
     from u2export.images.compose import Composition, parse_background
     from u2export.images.encode import Encoding
-    from u2export.images.inputs import STDIO
     from u2export.images.outputs import OutputPaths, output_format
-    from u2export.inference.process import ImageOptions
+    from u2export.inference.process import ImageOptions, process_images
     from u2export.system.files import check_writable
 
     shows_colours = cutout or background is not None
@@ -223,18 +227,21 @@ def run(
         "compiled": compiled,
         "resample": resample,
     }
-    stdout = sys.stdout
+    stdout, unclaimed = sys.stdout, list[list["ImageResult"]]()
     with ExitStack() as stack:
         if uses_ray:
             stack.enter_context(redirect_stdout(sys.stderr))  # Ray prints much
             process = _on_ray(artifact, image_options, threads, load_options)
         else:
             streams = MAX_THREADS if watch else max(1, len(first))
-            process = _in_threads(artifact, image_options, threads, streams, load_options, stack)
+            segmenter = _opened(artifact, threads, streams, load_options, stack)
+            process = partial(
+                process_images, segmenter, image_options=image_options, unclaimed=unclaimed
+            )
         gc.set_threshold(*_GARBAGE_THRESHOLD)
-        journal = _open_journal(log, artifact, stack)
-        failed = _process_rounds(itertools.chain([first], rounds), process, journal, stdout)
-    _raise_if_failed(failed, len(first))
+        reporter = _Reporter(_open_journal(log, artifact, stack), stdout, watching=watch)
+        _process_rounds(itertools.chain([first], rounds), process, reporter, unclaimed)
+    _raise_if_failed(reporter.failed, len(first))
 
 
 def _on_ray(
@@ -251,19 +258,16 @@ def _on_ray(
     )
 
 
-def _in_threads(
+def _opened(
     artifact: Path,
-    image_options: ImageOptions,
     threads: int | None,
     streams: int,
     load_options: dict[str, Any],
     stack: ExitStack,
-) -> Process:
-    from u2export.inference.process import process_images
+) -> Segmenter:
     from u2export.inference.segmenter import load
 
-    segmenter = load(artifact, threads=threads, at_once=streams, **load_options)
-    return partial(process_images, stack.enter_context(segmenter), image_options=image_options)
+    return stack.enter_context(load(artifact, threads=threads, at_once=streams, **load_options))
 
 
 def _open_journal(log: Path | None, artifact: Path, stack: ExitStack) -> Journal | None:
@@ -272,25 +276,64 @@ def _open_journal(log: Path | None, artifact: Path, stack: ExitStack) -> Journal
     return stack.enter_context(closing(Journal(log, artifact))) if log else None
 
 
-def _process_rounds(
-    rounds: Iterator[Targets], process: Process, journal: Journal | None, stdout: TextIO
-) -> list[str]:
-    """Make the results, print their paths, and give the pictures that failed."""
-    from u2export.images.inputs import STDIO
+class _Reporter:
+    """Tells of results: paths on standard output, errors on standard error, both in the log.
 
-    failed: list[str] = []
-    for targets in rounds:
-        # closed before the runner is, whatever happens here
-        with closing(process(track(targets, "segmenting"))) as results:
-            for result in results:
-                if journal:
-                    journal.add(result)
-                if result.error:
-                    failed.append(str(result.picture))
-                    say(f"error: {result.error}", always=True)
-                elif result.output != STDIO:
-                    print(result.output, file=stdout, flush=True)
-    return failed
+    In a watched folder a picture may still be arriving. Its error is held back, and dropped if the
+    picture changes before long.
+    """
+
+    def __init__(self, journal: Journal | None, stdout: TextIO, *, watching: bool) -> None:
+        self._journal, self._stdout, self._watching = journal, stdout, watching
+        self._held: dict[str, tuple[float, ImageResult]] = {}  # with the time to tell of it
+        self.failed: list[str] = []
+
+    def tell(self, result: ImageResult) -> None:
+        """Tell of a result, or hold its error back."""
+        self._held.pop(str(result.picture), None)
+        if result.error and self._watching:
+            self._held[str(result.picture)] = (time.monotonic() + HOLD_S, result)
+        else:
+            self._tell_now(result)
+
+    def tell_held(self, *, all_of_them: bool = False) -> None:
+        """Tell of the errors that were held back long enough."""
+        now = time.monotonic()
+        for picture, (due, result) in list(self._held.items()):
+            if all_of_them or due <= now:
+                del self._held[picture]
+                self._tell_now(result)
+
+    def _tell_now(self, result: ImageResult) -> None:
+        if result.error:
+            self.failed.append(str(result.picture))
+            say(f"error: {result.error}", always=True)
+        elif result.output != STDIO:
+            print_result(result.output, self._stdout)
+        for note in result.notes:
+            say(note)
+        if self._journal:
+            self._journal.add(result)
+
+
+def _process_rounds(
+    rounds: Iterator[Targets],
+    process: Process,
+    reporter: _Reporter,
+    unclaimed: list[list[ImageResult]],
+) -> None:
+    """Make the results and tell of them; of all that were written, whatever ends the work."""
+    try:
+        for targets in rounds:
+            # closed before the runner is, whatever happens here
+            with closing(process(track(targets, "segmenting"))) as results:
+                for result in results:
+                    reporter.tell(result)
+            reporter.tell_held()
+    finally:
+        for result in itertools.chain.from_iterable(unclaimed):
+            reporter.tell(result)
+        reporter.tell_held(all_of_them=True)
 
 
 def _raise_if_failed(failed: list[str], total: int) -> None:
@@ -342,4 +385,4 @@ def video(
     with segmenter, phases() as phase:
         phase("segmenting frames")
         count = video.convert_video(segmenter, sys.stdin.buffer, sys.stdout.buffer, frame_format)
-    say(f"{count} frames")
+    say(f"{count} frame{'' if count == 1 else 's'}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from u2export.compare.metrics import MaskComparison
 from u2export.core.artifact import Artifact
 from u2export.core.enums import Precision
 from u2export.core.int8_record import read_int8_record
 from u2export.errors import InputError
+from u2export.system.documents import first_line, parse_json, parse_model, read_bounded
 
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -97,24 +98,25 @@ def read_budgets(path: Path) -> dict[Precision, Budget]:
         InputError: the file cannot be read, or has an unknown precision or field.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        overrides = {Precision.named(name): dict(fields) for name, fields in dict(content).items()}
+        overrides = _parse_overrides(read_bounded(path))
         return {
-            precision: Budget.model_validate(
-                {**budget.model_dump(), **overrides.get(precision, {})}
+            precision: parse_model(
+                json.dumps({**budget.model_dump(), **overrides.get(precision, {})}), Budget
             )
             for precision, budget in BUDGETS.items()
         }
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is no budget file: {field}: {first['msg']}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no budget file: {error}") from error
+    except (InputError, ValueError) as error:
+        raise InputError(f"{path} is no budget file: {first_line(error)}") from error
+
+
+def _parse_overrides(content: bytes) -> dict[Precision, dict[str, Any]]:
+    """The fields that a budget file names, by precision; their values are not checked yet."""
+    document = parse_json(content)
+    if not isinstance(document, dict) or not all(isinstance(v, dict) for v in document.values()):
+        raise InputError('it must be like {"fp16": {"mask_mae": 0.004}}')
+    return {Precision.named(name): fields for name, fields in document.items()}
 
 
 def budget_excess(comparison: MaskComparison, budget: Budget) -> str:

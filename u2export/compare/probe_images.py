@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from u2export.core.requests import MAX_PICTURE_BYTES
 from u2export.errors import InputError
 from u2export.images.synthetic import draw_image
 from u2export.reports.text import printable
+from u2export.system.documents import read_bounded
 
 SYNTHETIC_SEEDS = tuple(range(1_000_011, 1_000_019))  # no weights were trained on these
 QUICK_SEED_COUNT = 3  # of them, in a quick check
@@ -70,7 +72,7 @@ def degenerate_cases(*, large: bool) -> Iterator[Case]:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, MAX_PICTURE_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 

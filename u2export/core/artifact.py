@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from u2export.core.digest import text_with_digest
 from u2export.core.enums import CALIBRATED, Precision
@@ -22,7 +21,26 @@ from u2export.core.facts import (
 )
 from u2export.core.requests import ExportSpec
 from u2export.errors import ArtifactError, InputError
+from u2export.system.documents import first_line, parse_json, parse_model, read_bounded
 from u2export.system.files import file_sha256, write_bytes
+
+MAX_NAME_BYTES = 255  # of a file: what the usual disks take
+
+
+def _check_plain_name(name: str) -> str:
+    """Check the name of a file that lies beside the manifest.
+
+    Raises:
+        ValueError: it leads elsewhere, or no disk takes it.
+    """
+    plain = name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+    if not plain or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError("it is no plain name of a file beside the manifest")
+    return name
+
+
+_PlainName = Annotated[str, AfterValidator(_check_plain_name)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Manifest(BaseModel):
@@ -39,7 +57,7 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA
     backend: str
     facts: Facts
-    files: Mapping[str, str]
+    files: Mapping[_PlainName, _Sha256]
     checks: Mapping[str, Any] = {}
     digest: str = ""
 
@@ -142,12 +160,17 @@ def record_check(artifact: Artifact, name: str, figures: object) -> None:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        text = path.read_bytes().decode()
-        refuse_newer_schema(json.loads(text), path)
-        manifest = Manifest.model_validate_json(text)
-    except (ValidationError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a manifest: it was cut or changed") from error
-    if text_with_digest(json.loads(text)) != text:
+        text = read_bounded(path).decode()
+        document = parse_json(text)
+        refuse_newer_schema(document, path)
+        manifest = parse_model(text, Manifest)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} is not a manifest: it was cut or changed ({first_line(error)})"
+        ) from error
+    if text_with_digest(document) != text:
         raise ArtifactError(f"{path} was changed after it was written: export the artifact again")
     return manifest
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Condition
 from types import TracebackType
 
 import numpy as np
@@ -16,8 +18,8 @@ from u2export.core.digest import DIGEST_PREFIX
 from u2export.core.enums import Device, Precision
 from u2export.core.execution import Execution
 from u2export.core.facts import Facts
-from u2export.core.requests import ExportSpec, RunSpec
-from u2export.errors import ExportError, InputError
+from u2export.core.requests import MAX_BATCH, ExportSpec, RunSpec
+from u2export.errors import ArtifactError, ExportError, InputError
 
 
 class Runner(ABC):
@@ -36,10 +38,19 @@ class Runner(ABC):
             size: side of the pictures in pixels.
             batch: pictures per call; None for any number.
             limits: of a free batch: the fewest pictures of a call, and the most.
+
+        Raises:
+            ArtifactError: no memory holds so many pictures.
         """
+        if batch is not None and not 1 <= batch <= MAX_BATCH:
+            raise ArtifactError(
+                f"the file takes {batch} pictures per call: 1 to {MAX_BATCH} can be"
+            )
         self.size, self.batch = size, batch
         self.min_batch, self.max_batch = (batch, batch) if batch else limits
         self._open = True
+        self._calls = 0  # that compute at this moment, in all threads
+        self._calls_changed = Condition()
 
     def __call__(self, x: Array) -> Array:
         """Compute the saliency of preprocessed pictures.
@@ -51,11 +62,12 @@ class Runner(ABC):
             (N,1,size,size) float32 in [0,1]; the fused map d0.
 
         Raises:
-            InputError: wrong shape or type, or the runner is closed.
+            InputError: wrong shape or type, NaN or infinity, or the runner is closed.
             ExportError: the runtime gave something else than it promised.
         """
         self._check(x)
-        return self._checked_output(self._infer(np.ascontiguousarray(x)), len(x))
+        with self._computing():
+            return self._checked_output(self._infer(np.ascontiguousarray(x)), len(x))
 
     def single(self, x: Array) -> Array:
         """Compute the saliency of one picture, repeated where a call takes more.
@@ -88,9 +100,9 @@ class Runner(ABC):
             ExportError: as for a call.
         """
         self._check(x)
-        return tuple(
-            self._checked_output(y, len(x)) for y in self._infer_all(np.ascontiguousarray(x))
-        )
+        with self._computing():
+            found = self._infer_all(np.ascontiguousarray(x))
+            return tuple(self._checked_output(y, len(x)) for y in found)
 
     def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
         """Compute many inputs, several at once where the runtime can and was opened for it.
@@ -123,7 +135,8 @@ class Runner(ABC):
             ExportError: the GPU reports a failure.
         """
         self._check(x)
-        return self._on_device(np.ascontiguousarray(x), count)
+        with self._computing():
+            return self._on_device(np.ascontiguousarray(x), count)
 
     def _on_device(self, x: Array, count: int) -> list[float]:
         """Time a checked, contiguous input."""
@@ -136,8 +149,8 @@ class Runner(ABC):
             InputError: the runner is closed.
             ExportError: the runtime does not tell.
         """
-        self._check_open()
-        return self._executed()
+        with self._computing():
+            return self._executed()
 
     @abstractmethod
     def _executed(self) -> Execution:
@@ -152,6 +165,19 @@ class Runner(ABC):
         if not self._open:
             raise InputError("this runner is closed: open the artifact again")
 
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Keep the runtime for the block: `close` waits for its end."""
+        with self._calls_changed:
+            self._check_open()
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._calls_changed:
+                self._calls -= 1
+                self._calls_changed.notify_all()
+
     def _check(self, x: Array) -> None:
         self._check_open()
         n = "N" if self.batch is None else self.batch
@@ -161,6 +187,8 @@ class Runner(ABC):
         fits = x.ndim == 4 and x.shape[1:] == (3, self.size, self.size) and len(x) > 0
         if not fits or self.batch not in (None, len(x)):
             raise InputError(f"the input must be {expected}, got {x.shape}")
+        if not np.isfinite(x).all():
+            raise InputError("the input must be finite: it holds NaN or infinity")
 
     @abstractmethod
     def _infer(self, x: Array) -> Array:
@@ -171,10 +199,16 @@ class Runner(ABC):
         return (self._infer(x),)
 
     def close(self) -> None:
-        """Give the runtime's memory back; closing twice is allowed."""
-        if self._open:
+        """Give the runtime's memory back once the calls of other threads have ended.
+
+        Calls that come later get an error. Closing twice is allowed.
+        """
+        with self._calls_changed:
+            if not self._open:
+                return
             self._open = False
-            self._release()
+            self._calls_changed.wait_for(lambda: not self._calls)
+        self._release()
 
     @abstractmethod
     def _release(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from u2export.errors import ArtifactError
+from u2export.system.documents import open_regular
 
 DIGEST_KEY = "u2export.digest"
 DIGEST_PREFIX = "u2export-sha256:"
@@ -40,7 +41,8 @@ def check_digest(path: Path, prefix: str = DIGEST_PREFIX) -> bool:
     Raises:
         ArtifactError: the file is not the one that was written.
     """
-    content, zeros = path.read_bytes(), blank_digest(prefix).encode()
+    with open_regular(path) as file:
+        content, zeros = file.read(), blank_digest(prefix).encode()
     start = content.rfind(prefix.encode())
     if start < 0:
         return False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from u2export.core.enums import Architecture, Precision, Resize, Task
 from u2export.core.models import ModelSpec, PictureSpec
 from u2export.errors import ArtifactError
+from u2export.system.documents import first_line, parse_json, parse_model
 
 SCHEMA = 1
 FACTS_KEY = "u2export"
@@ -83,9 +84,9 @@ class Facts(BaseModel):
     licence: str
     weights: WeightsFacts
     precision: Precision
-    size: int
-    batch: int | None
-    outputs: int
+    size: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] | None
+    outputs: Annotated[int, Field(ge=1)]
     channels: str = "RGB"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -96,6 +97,14 @@ class Facts(BaseModel):
     quantization: QuantizationFacts | None = None
     tools: Mapping[str, str] = {}
     build: Mapping[str, str] = {}
+
+    @field_validator("build")
+    @classmethod
+    def _check_build(cls, build: Mapping[str, str]) -> Mapping[str, str]:
+        share = build.get(INT8_SHARE_KEY)
+        if share and not 0 <= float(share) <= 1:
+            raise ValueError(f"{INT8_SHARE_KEY} must be from 0 to 1")
+        return build
 
     @property
     def picture(self) -> PictureSpec:
@@ -154,10 +163,12 @@ def parse_facts(text: str, origin: Path) -> Facts:
         ArtifactError: they are of a newer schema, or not ours.
     """
     try:
-        refuse_newer_schema(json.loads(text), origin)
-        return Facts.model_validate_json(text)
+        refuse_newer_schema(parse_json(text), origin)
+        return parse_model(text, Facts)
     except ValueError as error:
-        raise ArtifactError(f"the facts embedded in {origin} cannot be read") from error
+        raise ArtifactError(
+            f"the facts embedded in {origin} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def refuse_newer_schema(document: object, path: Path) -> None:

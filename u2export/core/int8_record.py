@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from u2export.core.artifact import Artifact
 from u2export.core.facts import QUANTIZATION_KEY, QuantizationFacts
 from u2export.core.requests import Quantization
 from u2export.errors import ArtifactError, InputError
+from u2export.system.documents import first_line, parse_model
 
 
 class MaskQuality(BaseModel):
@@ -78,9 +79,11 @@ def read_int8_record(artifact: Artifact) -> Int8Record:
     if text is None:
         raise InputError(f"{artifact.path} was not brought to 8 bits by u2export")
     try:
-        return Int8Record.model_validate_json(text)
-    except ValidationError as error:
-        raise ArtifactError(f"what {artifact.path} tells of its 8 bits cannot be read") from error
+        return parse_model(text, Int8Record)
+    except ValueError as error:
+        raise ArtifactError(
+            f"what {artifact.path} tells of its 8 bits cannot be read: {first_line(error)}"
+        ) from error
 
 
 def meets_request(

@@ -19,6 +19,7 @@ from u2export.core.models import find_model
 from u2export.core.requests import RunRequest, RunSpec
 from u2export.errors import ArtifactError, DependencyError, InputError, U2ExportError
 from u2export.system import versions
+from u2export.system.documents import check_regular
 from u2export.system.files import file_sha256
 from u2export.system.hardware import usable_cpus
 from u2export.system.versions import is_importable
@@ -129,8 +130,12 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
         ArtifactError: it was changed since it was exported.
         DependencyError: the runtime that must read a lone file is not installed.
     """
-    if not path.is_file():
-        raise InputError(f"there is no artifact at {path}")
+    try:
+        check_regular(path)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no artifact at {path}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty: export it again")
     if manifest_path(path).exists():

@@ -11,6 +11,8 @@ from u2export.errors import InputError
 
 MAX_BATCH = 1024
 MAX_THREADS = 1024  # runtimes start every thread they are told to, until the machine stands still
+MAX_SIDE = 1_000_000  # pixels of a picture: rows of one pixel cost more than pixels do
+MAX_PICTURE_BYTES = 1 << 30  # of a picture's file, where it is read whole
 MAX_PIXELS = 100_000_000  # of a picture, unless allowed otherwise
 RANDOM_PREFIX = "random:"  # what --weights takes instead of a file, followed by a seed
 # 18 is what torch's exporter writes by itself; onnxruntime, OpenVINO and TensorRT 10/11 take it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from u2export.core.requests import MAX_PIXELS
+from u2export.core.requests import MAX_PIXELS, MAX_SIDE
 from u2export.errors import InputError
+from u2export.images.formats import FORMATS_OF_SEVERAL, readable_formats, unreadable_reason
+from u2export.system.documents import first_line, open_regular
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "RGBa"})  # with an RGB profile
@@ -71,10 +73,22 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
     Raises:
         InputError: the file is absent, no picture, or too large.
     """
-    with _translate_errors(_source_name(source)), _no_pixel_limit():
-        header = Image.open(source)
-    header.filename = _source_name(source)  # for the error messages of `decode_image`
-    pixels = header.width * header.height
+    name = _source_name(source)
+    with _translate_errors(name), _no_pixel_limit(), ExitStack() as stack:
+        file = stack.enter_context(open_regular(source)) if isinstance(source, Path) else source
+        try:
+            header = Image.open(file, formats=readable_formats())
+        except UnidentifiedImageError as error:
+            file.seek(0)
+            raise InputError(unreadable_reason(file.read(12))) from error
+        if isinstance(source, Path):
+            header._exclusive_fp = True  # Pillow closes it with the picture
+        stack.pop_all()
+    header.filename = name  # for the error messages of `decode_image`
+    pixels, side = header.width * header.height, max(header.size)
+    if side > MAX_SIDE:
+        header.close()
+        raise InputError(f"{name} has a side of {side} pixels, more than the {MAX_SIDE} allowed")
     if pixels > max_pixels:
         header.close()
         raise InputError(
@@ -82,6 +96,20 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
             f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
         )
     return header
+
+
+def count_frames(header: Image.Image) -> int:
+    """How many pictures a file holds, such as frames of an animation or pages.
+
+    A camera's preview beside the picture does not count.
+
+    Args:
+        header: from `read_header`.
+    """
+    if header.format not in FORMATS_OF_SEVERAL:
+        return 1
+    with _translate_errors(_source_name(header)):
+        return int(getattr(header, "n_frames", 1))
 
 
 def decode_image(header: Image.Image, *, min_side: int | None = None) -> DecodedImage:
@@ -191,10 +219,11 @@ def _translate_errors(name: str) -> Iterator[None]:
 
 
 def _error_reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture format that Pillow knows"
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0]
+    if isinstance(error, MemoryError):
+        return "its pixels do not fit into memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return first_line(error)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from u2export.core.enums import Format
 from u2export.errors import InputError
 from u2export.images import png, webp
 from u2export.images.inputs import STDIO
-from u2export.system.files import atomic_file
+from u2export.system.files import atomic_file, write_error
 
 FAST_PNG_LEVEL = 1  # the level of our own PNG writer; Pillow writes the other levels
 LOSSLESS_QUALITY = 100  # the quality at which WebP keeps every value
@@ -79,6 +79,7 @@ def save_image(
 
     Raises:
         InputError: the path cannot be written.
+        OutputError: the disk is full, or standard output.
     """
     try:
         if path == STDIO:
@@ -88,7 +89,7 @@ def save_image(
         with atomic_file(path, durable=True) as file:
             encode_image(image, file, encoding, metadata, webp_limiter)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise write_error(path, error) from error
 
 
 def encode_image(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from u2export.errors import InputError
+from u2export.images.formats import left_out_reason, readable_suffixes
+from u2export.system.console import escape_controls
+from u2export.system.documents import check_regular
+from u2export.system.files import resolved
+from u2export.system.progress import say
 
-# Folders are searched for these suffixes; a file that is named itself may have any suffix.
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"}
-    | {".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
 STDIO = Path("-")  # standard input or output instead of a file
 POLL_SECONDS = 0.5  # between two scans of a watched folder
 _FileState = tuple[int, int]  # size in bytes, time of modification in nanoseconds
@@ -51,6 +52,7 @@ def find_images(
 
     A path with `*`, `?` or `[` is a pattern, unless a file has that name. `**` in a pattern matches
     any folders. Hidden files and folders, whose names begin with a dot, are skipped in folders.
+    What else is left out of a folder is told on standard error.
 
     Args:
         paths: files, folders, patterns, or `-`.
@@ -66,11 +68,47 @@ def find_images(
             if path == STDIO or not path.is_dir():
                 images[path] = InputImage(path)
                 continue
-            in_folder = list(_images_in(path, recursive=recursive, exclude=exclude))
+            left_out = LeftOut()
+            in_folder = list(
+                _images_in(path, recursive=recursive, exclude=exclude, left_out=left_out)
+            )
             if not in_folder:
-                raise InputError(f"the folder {path} holds no pictures")
+                because = f": {left_out}" if left_out else ""
+                raise InputError(f"the folder {path} holds no pictures{because}")
+            if left_out:
+                say(f"left out of {path}: {left_out}")
             images.update({image.path: image for image in in_folder})
     return list(images.values())
+
+
+class LeftOut:
+    """What a search passed over in a folder: files by suffix, and names that are no files."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._suffixes: Counter[str] = Counter()
+        self._odd: list[str] = []
+
+    def add_suffix(self, suffix: str) -> None:
+        """Count a file that is no picture by its suffix."""
+        self._suffixes[suffix] += 1
+
+    def add_odd(self, path: Path, reason: str) -> None:
+        """Note a name of a picture that cannot be read."""
+        self._odd.append(f"{path} ({reason})")
+
+    def __bool__(self) -> bool:
+        """Whether anything was left out."""
+        return bool(self._suffixes or self._odd)
+
+    def __str__(self) -> str:
+        """All of it, as a phrase."""
+        counted = []
+        for suffix, count in sorted(self._suffixes.items()):
+            reason = left_out_reason(suffix)
+            because = f" ({reason})" if reason else ""
+            counted.append(f"{count} {escape_controls(suffix) or 'without ending'}{because}")
+        return ", ".join([*counted, *self._odd])
 
 
 def _expand_pattern(path: Path) -> list[Path]:
@@ -82,18 +120,37 @@ def _expand_pattern(path: Path) -> list[Path]:
     return matches
 
 
-def _images_in(top: Path, *, recursive: bool, exclude: Path | None) -> Iterator[InputImage]:
-    """Yield the pictures of a folder, sorted by name; links to folders are not followed."""
-    excluded = exclude.resolve() if exclude else None
+def _images_in(
+    top: Path, *, recursive: bool, exclude: Path | None, left_out: LeftOut | None = None
+) -> Iterator[InputImage]:
+    """Yield the pictures of a folder, sorted by name; links to folders are not followed.
+
+    Pipes, devices and links that lead nowhere are passed over.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    suffixes = readable_suffixes()
+    excluded = resolved(exclude) if exclude else None
     for name_of_folder, subfolders, files in os.walk(top, onerror=_raise_unreadable):
         folder = Path(name_of_folder)
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if recursive and not name.startswith(".") and (folder / name).resolve() != excluded
+            if recursive and not name.startswith(".") and resolved(folder / name) != excluded
         )
         for name in sorted(files):
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            suffix = Path(name).suffix.lower()
+            if suffix not in suffixes:
+                left_out.add_suffix(suffix)
+                continue
+            try:
+                check_regular(folder / name)
+            except FileNotFoundError:  # a link that leads nowhere, or a file that is just removed
+                yield InputImage(folder / name, folder.relative_to(top))
+            except OSError as error:
+                left_out.add_odd(folder / name, error.strerror or str(error))
+            else:
                 yield InputImage(folder / name, folder.relative_to(top))
 
 
@@ -148,6 +205,6 @@ def _file_state(path: Path) -> _FileState | None:
     """The size and time of a file; None where it was removed."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:  # also where it may not be looked at
         return None
     return status.st_size, status.st_mtime_ns

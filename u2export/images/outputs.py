@@ -15,7 +15,7 @@ from pathlib import Path
 from u2export.core.enums import Format
 from u2export.errors import InputError
 from u2export.images.inputs import STDIO, InputImage, find_images, watch_folders
-from u2export.system.files import remove_partials
+from u2export.system.files import remove_partials, resolved
 
 TEMPLATE_FIELDS = ("folder", "stem", "name", "index", "ext")
 
@@ -66,7 +66,7 @@ class OutputPaths:
         Raises:
             InputError: a path is no folder, or as for `choose_output_paths`.
         """
-        if self.out.resolve() in {path.resolve() for path in paths}:
+        if resolved(self.out) in {resolved(path) for path in paths}:
             raise InputError(f"{self.out} is watched: results in it would be taken for pictures")
         results: dict[Path, Path] = {}
         used: set[Path] = set()
@@ -204,11 +204,11 @@ def _refuse_overwriting(results: dict[Path, Path]) -> None:
 
     def key_of(path: Path) -> str:  # each folder is resolved once, not for each of its files
         if path.parent not in resolved_folders:
-            resolved_folders[path.parent] = path.parent.resolve()
+            resolved_folders[path.parent] = resolved(path.parent)
         return _path_key(resolved_folders[path.parent] / path.name)
 
     pictures = {key_of(picture) for picture in results}
-    pictures |= {_path_key(picture.resolve()) for picture in results if picture.is_symlink()}
+    pictures |= {_path_key(resolved(picture)) for picture in results if picture.is_symlink()}
     pictures_by_key: dict[str, Path] = {}
     for picture, result in results.items():
         key = key_of(result)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from u2export.errors import InputError
 from u2export.inference.process import ImageResult
-from u2export.system.files import file_sha256
+from u2export.system.files import file_sha256, write_error
 
 MAX_NAMED = 5  # pictures that a summary names
 
@@ -25,9 +24,11 @@ class Journal:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
+            # no buffer: what could not be written is not tried again when the log is closed
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+            raise write_error(path, error) from error
+        self._path = path
         self._artifact = {
             "artifact": artifact.name,
             "artifact_sha256": file_sha256(artifact),
@@ -50,10 +51,9 @@ class Journal:
             "ms": {stage: round(ms, 2) for stage, ms in result.ms.items()},
         }
         try:
-            self._file.write(json.dumps(entry | self._artifact) + "\n")
-            self._file.flush()
+            self._file.write((json.dumps(entry | self._artifact) + "\n").encode())
         except OSError as error:
-            raise InputError(f"the log cannot be written: {error.strerror}") from error
+            raise write_error(self._path, error) from error
 
     def close(self) -> None:
         """Close the log."""

@@ -20,17 +20,18 @@ from PIL import Image
 from u2export.core.arrays import Array
 from u2export.core.artifact import Artifact
 from u2export.core.enums import Format, Stage
-from u2export.core.requests import MAX_PIXELS
-from u2export.errors import InputError, U2ExportError
+from u2export.core.requests import MAX_PICTURE_BYTES, MAX_PIXELS
+from u2export.errors import InputError, OutputError, U2ExportError
 from u2export.images import encode
 from u2export.images.compose import MASK_ONLY, Composition, compose
-from u2export.images.decode import decode_image, read_header
+from u2export.images.decode import count_frames, decode_image, read_header
 from u2export.images.encode import PNG_DEFAULT, Encoding
 from u2export.images.inputs import STDIO
 from u2export.images.postprocess import stretch_saliency
 from u2export.images.preprocess import min_decode_side, preprocess
 from u2export.inference.segmenter import Segmenter, refuse_drawings
 from u2export.system import ordered_pool
+from u2export.system.documents import first_line, open_regular
 from u2export.system.files import stream_sha256
 
 # Pixels of all pictures in memory. A larger picture waits until it is the only one.
@@ -57,8 +58,10 @@ class ImageOptions:
         """Check that the format can hold the result.
 
         Raises:
-            InputError: transparency in a JPEG.
+            InputError: transparency in a JPEG, or no picture could be small enough.
         """
+        if self.max_pixels < 1:
+            raise InputError(f"max-pixels must be at least 1, got {self.max_pixels}")
         is_transparent = self.composition.cutout and self.composition.background is None
         if is_transparent and self.encoding.format is Format.JPG:
             raise InputError("JPEG has no transparency: give a --background, or another --format")
@@ -87,6 +90,7 @@ class ImageResult:
         sha256: of the file; empty where it was not requested.
         ms: milliseconds by `Stage`, for each stage that was reached. The pictures of one call share
             its time. `infer` includes waiting for other calls.
+        notes: what else is to be told, as sentences.
     """
 
     picture: Path | str
@@ -95,6 +99,7 @@ class ImageResult:
     size: tuple[int, int] = (0, 0)
     sha256: str = ""
     ms: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def time_stage(self, stage: Stage) -> Generator[None, None, None]:
@@ -107,17 +112,28 @@ class ImageResult:
 
     @contextmanager
     def record_error(self) -> Generator[None, None, None]:
-        """Record an error of the block as this picture's, and end the block."""
+        """Record an error of the block as this picture's, and end the block.
+
+        Whatever goes wrong with one picture is no reason to leave the others out. A full disk is:
+        it passes through, and so does whatever asks the process to end.
+        """
         try:
             yield
+        except OutputError:
+            raise
         except U2ExportError as error:
             self.error = str(error)
+        except MemoryError:
+            self.error = f"{self.picture} needs more memory than there is"
+        except Exception as error:  # no kind is known that would not be of a picture
+            self.error = f"{self.picture} failed: {type(error).__name__}: {first_line(error)}"
 
 
 def process_images(
     segmenter: Segmenter,
     targets: Iterable[tuple[Path, Path]],
     image_options: ImageOptions | None = None,
+    unclaimed: list[list[ImageResult]] | None = None,
 ) -> Generator[ImageResult, None, None]:
     """Write a result for each picture; an unreadable picture does not stop the others.
 
@@ -128,12 +144,14 @@ def process_images(
         segmenter: the opened artifact.
         targets: pairs of picture and result; `-` is standard input or output.
         image_options: what to make of the pictures; by default masks.
+        unclaimed: gets the results that were written, and not yielded since the caller stopped.
 
     Yields:
         The outcome of each picture, in order.
 
     Raises:
-        InputError: a result cannot be written, or a drawing was to be cut out.
+        InputError: a drawing was to be cut out.
+        OutputError: the disk is full. All results that were written have been yielded by then.
         DependencyError: a package that the options need is not installed.
     """
     image_options = image_options or ImageOptions()
@@ -141,9 +159,11 @@ def process_images(
     processor = _ImageProcessor(segmenter, image_options)
     batches = ordered_pool.in_batches(targets, segmenter.batch)
     for results in ordered_pool.map_in_order(
-        processor.process_batch, batches, segmenter.workers, ahead=1
+        processor.process_batch, batches, segmenter.workers, ahead=1, unclaimed=unclaimed
     ):
         yield from results
+    if processor.failure:
+        raise processor.failure
 
 
 class _ImageTask:
@@ -162,21 +182,27 @@ class _ImageProcessor:
 
     def __init__(self, segmenter: Segmenter, image_options: ImageOptions) -> None:
         self._segmenter, self._options = segmenter, image_options
+        self.failure: OutputError | None = None  # after which nothing can be written
         self._pixel_budget = ordered_pool.MemoryBudget(MAX_PIXELS_IN_MEMORY)
         # Half of the threads may compress WebP at once; the others compute the network meanwhile.
         self._webp_limiter = BoundedSemaphore(-(-segmenter.workers // 2))
 
     def process_batch(self, pairs: Sequence[tuple[Path, Path]]) -> list[ImageResult]:
         """Write the results of pictures that are computed in one call."""
+        if self.failure:
+            return []
         results = [ImageResult(picture, output) for picture, output in pairs]
         with ExitStack() as stack:
             tasks = [task for result in results if (task := self._open(result, stack))]
             pixel_count = sum(task.pixel_count for task in tasks)
             stack.enter_context(self._pixel_budget.taken(pixel_count))
             inputs = {task: x for task in tasks if (x := self._preprocess(task)) is not None}
-            for task, saliency in zip(inputs, self._infer(inputs), strict=False):
-                self._write(task, saliency)
-        return results
+            written = [
+                id(task.result)
+                for task, saliency in zip(inputs, self._infer(inputs), strict=False)
+                if self._try_write(task, saliency)
+            ]
+        return [result for result in results if result.error or id(result) in written]
 
     def _open(self, result: ImageResult, stack: ExitStack) -> _ImageTask | None:
         """Open a picture's file and read its header; None where that fails."""
@@ -187,6 +213,10 @@ class _ImageProcessor:
                 task.file.seek(0)
             task.header = read_header(task.file, max_pixels=self._options.max_pixels)
             task.pixel_count = math.prod(task.header.size)
+            if (frames := count_frames(task.header)) > 1:
+                result.notes.append(
+                    f"{result.picture} holds {frames} pictures; only the first was taken"
+                )
             return task
         return None
 
@@ -229,15 +259,29 @@ class _ImageProcessor:
             try:
                 return self._segmenter.saliency(np.concatenate(list(inputs.values())))
             except U2ExportError as error:
-                for task in inputs:
-                    task.result.error = str(error)
-                return np.empty((0, 0, 0), np.float32)
+                reason = str(error)
+            except MemoryError:
+                reason = "the network needs more memory than there is"
+        for task in inputs:
+            task.result.error = reason
+        return np.empty((0, 0, 0), np.float32)
+
+    def _try_write(self, task: _ImageTask, saliency: Array) -> bool:
+        """Write a result, unless no result can be written any more; say whether it was tried."""
+        if self.failure:
+            return False
+        try:
+            self._write(task, saliency)
+        except OutputError as error:
+            self.failure = error
+            return False
+        return True
 
     def _write(self, task: _ImageTask, saliency: Array) -> None:
         """Make a result and write it.
 
         Raises:
-            InputError: the path cannot be written. This ends the run.
+            OutputError: the disk is full. This ends the run.
         """
         result, encoding = task.result, self._options.encoding
         with result.time_stage(Stage.POSTPROCESS), result.record_error():
@@ -250,7 +294,7 @@ class _ImageProcessor:
             encode.check_size_limits(image, encoding)
         if result.error:
             return
-        with result.time_stage(Stage.ENCODE):
+        with result.time_stage(Stage.ENCODE), result.record_error():
             encodable = encode.to_encodable(image, encoding)
             del image  # frees its memory
             path = Path(result.output)
@@ -260,15 +304,24 @@ class _ImageProcessor:
 def _open_file(path: Path) -> BinaryIO:
     """Open a picture's file; standard input is read into memory."""
     if path == STDIO:
-        file = io.BytesIO(sys.stdin.buffer.read())
-        file.name = "standard input"
-        return file
+        return _read_standard_input()
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"there is no picture at {path}") from error
         raise InputError(f"{path} cannot be read as a picture: {error.strerror}") from error
+
+
+def _read_standard_input() -> BinaryIO:
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    content = sys.stdin.buffer.read(MAX_PICTURE_BYTES + 1)
+    if len(content) > MAX_PICTURE_BYTES:
+        raise InputError(f"standard input holds more than {MAX_PICTURE_BYTES} bytes")
+    file = io.BytesIO(content)
+    file.name = "standard input"
+    return file
 
 
 def _file_state(file: BinaryIO) -> tuple[int, int]:

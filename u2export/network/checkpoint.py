@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from u2export.core.artifact import Artifact
 from u2export.core.enums import Architecture
 from u2export.core.requests import RANDOM_PREFIX
-from u2export.errors import ArtifactError, InputError
+from u2export.errors import ArtifactError
+from u2export.network.containers import Say, State, read_state
 from u2export.network.u2net import U2Net, empty_state
 
-State = dict[str, Tensor]
-Say = Callable[[str], None]
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
 _COUNTER = "num_batches_tracked"  # bookkeeping of training; plays no part in inference
 
 
@@ -68,22 +59,6 @@ def state_sha256(state: State) -> str:
     return digest.hexdigest()
 
 
-def read_state(path: Path, say: Say) -> State:
-    """Read the tensors of a `.safetensors` or PyTorch checkpoint; no pickled code is run.
-
-    Raises:
-        InputError: the file is not there.
-        ArtifactError: it is empty, damaged, would run code, or holds no tensors.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no weights file at {path}")
-    if path.stat().st_size == 0:
-        raise ArtifactError(f"{path} is empty: fetch or copy it again")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _strip_prefixes(_unwrap(_read_checkpoint(path), path, say), path, say)
-
-
 def fit_state(state: State, architecture: Architecture, path: Path) -> State:
     """Check names, shapes and values against the architecture; give float32 tensors.
 
@@ -106,17 +81,25 @@ def fit_state(state: State, architecture: Architecture, path: Path) -> State:
                 f"{path} holds {tensor.dtype} in {name}: weights that are quantized already have "
                 "lost what is needed; give those they were made from"
             )
-        if not torch.isfinite(tensor).all():
-            raise ArtifactError(f"{path} holds NaN or infinite values in {name}")
-    return {
+    fitted = {
         name: state[name].to(tensor.dtype)
         if name in state
         else torch.zeros_like(tensor, device="cpu")
         for name, tensor in expected.items()
     }
+    for name, tensor in fitted.items():
+        if not torch.isfinite(tensor).all():
+            what = "NaN or infinite values"
+            if torch.isfinite(state[name]).all():
+                what = "values beyond float32's range"
+            raise ArtifactError(f"{path} holds {what} in {name}")
+    return fitted
 
 
 def _wrong_shape(state: State, name: str, architecture: Architecture, path: Path) -> str:
+    classes = list(state["outconv.weight"].shape[:1])
+    if classes not in ([], [1]):
+        return f"{path} holds a network of {classes[0]} classes; u2export takes those of one class"
     other = next(a for a in Architecture if a is not architecture)
     shapes = {name: tensor.shape for name, tensor in empty_state(other).items()}
     if all(v.shape == shapes[k] for k, v in state.items()):
@@ -126,50 +109,6 @@ def _wrong_shape(state: State, name: str, architecture: Architecture, path: Path
         )
     shape = tuple(state[name].shape)
     return f"{path} has {name} in shape {shape}, which fits neither size of U²-Net"
-
-
-def _read_safetensors(path: Path) -> State:
-    try:
-        state: State = load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged or no safetensors file: {error}") from error
-    return state
-
-
-def _read_checkpoint(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            # torch muses on a file's pickle version; whether it can be read shows when it is read
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ArtifactError(
-            f"{path} is damaged, or holds Python objects besides tensors, which could run code "
-            "when loaded: refused; save its state_dict alone, or as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged or no PyTorch checkpoint") from error
-
-
-def _unwrap(document: object, path: Path, say: Say) -> State:
-    for key in _WRAPPERS:
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            say(f"{path.name}: the weights were taken from its entry {key!r}")
-            document = document[key]
-    if not isinstance(document, dict) or not document:
-        raise ArtifactError(f"{path} holds no state_dict")
-    odd = [k for k, v in document.items() if not isinstance(v, Tensor)]
-    if odd:
-        raise ArtifactError(f"{path} holds no state_dict: {odd[0]!r} is no tensor")
-    return document
-
-
-def _strip_prefixes(state: State, path: Path, say: Say) -> State:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            say(f"{path.name}: the prefix {prefix!r} was taken off its names")
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
 
 
 def _first_names(names: list[str], what: str) -> str:

@@ -12,7 +12,8 @@ from u2export.core.artifact import Artifact
 from u2export.core.models import MODELS, ModelSpec
 from u2export.errors import ArtifactError
 from u2export.system.cache import weights_folder
-from u2export.system.files import write_bytes
+from u2export.system.documents import parse_json, read_bounded
+from u2export.system.files import resolved, write_bytes
 
 
 def model_with_hash(sha256: str) -> ModelSpec | None:
@@ -57,7 +58,7 @@ def remember_location(weights: Artifact) -> None:
         return
     note = weights_folder() / "known" / weights.facts.weights.sha256
     with contextlib.suppress(OSError):
-        write_bytes(note, str(weights.path.resolve()).encode(), durable=True)
+        write_bytes(note, str(resolved(weights.path)).encode(), durable=True)
 
 
 def _pins_path() -> Path:
@@ -66,7 +67,7 @@ def _pins_path() -> Path:
 
 def _read_pins() -> dict[str, str]:
     try:
-        pins = json.loads(_pins_path().read_text(encoding="utf-8"))
+        pins = parse_json(read_bounded(_pins_path()))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from u2export.core.requests import RANDOM_PREFIX
 from u2export.errors import ArtifactError, DependencyError, InputError, pip_command
 from u2export.network.pins import expected_sha256, model_with_hash
 from u2export.system.cache import weights_folder
+from u2export.system.documents import read_bounded
 from u2export.system.files import file_sha256
 
 DEFAULT_MODEL, FALLBACK_MODEL = "u2netp", "u2netp-demo"
@@ -183,7 +184,7 @@ def source_of(facts: Facts, given: str | None = None) -> Artifact:
         given = weights.name
     if given is None and weights.origin == "custom":
         note = weights_folder() / "known" / weights.sha256
-        given = note.read_text(encoding="utf-8") if note.is_file() else ""
+        given = read_bounded(note).decode(errors="replace") if note.is_file() else ""
         if not Path(given or "absent").is_file():
             raise DependencyError(
                 f"the weights {weights.name} (sha256 {weights.sha256[:12]}…) are not at hand: "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import json
+
+from pydantic import BaseModel, ConfigDict
 
 from u2export.compare.budgets import Budget
 from u2export.compare.metrics import MaskComparison
 from u2export.core.artifact import Artifact, record_check
 from u2export.errors import ArtifactError, ParityError
 from u2export.parity.report import CandidateResult, ParityReport
+from u2export.system.documents import first_line, parse_model
 
 CERTIFICATE_KEY = "certificate"  # of `Artifact.checks`
 
@@ -80,9 +83,11 @@ def read_certificate(artifact: Artifact) -> Certificate:
             f"{artifact.path} was never judged: u2export parity torch {artifact.path}"
         )
     try:
-        certificate = Certificate.model_validate(entry)
-    except ValidationError as error:
-        raise ArtifactError(f"the certificate of {artifact.path} cannot be read") from error
+        certificate = parse_model(json.dumps(entry), Certificate)
+    except ValueError as error:
+        raise ArtifactError(
+            f"the certificate of {artifact.path} cannot be read: {first_line(error)}"
+        ) from error
     if certificate.files != dict(artifact.files):
         raise ArtifactError(f"the certificate of {artifact.path} is for other bytes: judge it anew")
     return certificate

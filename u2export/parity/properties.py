@@ -32,7 +32,7 @@ from u2export.parity.candidates import Candidate
 from u2export.parity.report import CaseResult
 from u2export.parity.request import ParityRequest
 from u2export.system import fixed_process, hardware
-from u2export.system.files import scratch_folder
+from u2export.system.files import resolved, scratch_folder
 
 BATCH_SIZE = 8  # pictures in the batch that is compared with single calls
 # Variables for the rebuild's process: where this user's caches are, and whether it may download.
@@ -177,7 +177,7 @@ def _rebuild(artifact: Artifact, source: Artifact, folder: Path) -> Artifact:
 def _weights_option(source: Artifact) -> str:
     """The value that `--weights` would have."""
     facts = source.facts.weights
-    return facts.name if facts.origin == "random" else str(source.path.resolve())
+    return facts.name if facts.origin == "random" else str(resolved(source.path))
 
 
 def rebuild_process(_argument: str) -> None:

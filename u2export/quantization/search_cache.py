@@ -8,10 +8,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from u2export.core.int8_record import MaskQuality
 from u2export.system.cache import cache_folder
+from u2export.system.documents import parse_model, read_bounded
 from u2export.system.files import write_bytes
 from u2export.system.progress import say
 
@@ -50,8 +49,8 @@ class SearchCache:
 def _read_entry(path: Path) -> MaskQuality | None:
     """Read an entry; None if it is absent, unreadable or cut short, so that it is replaced."""
     try:
-        return MaskQuality.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return parse_model(read_bounded(path), MaskQuality)
+    except (OSError, ValueError):
         return None
 
 

@@ -19,16 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from u2export.errors import ExportError, InputError
+from u2export.errors import InputError, OutputError
+from u2export.system.documents import open_regular
 
 _PARTIAL_SUFFIX = ".part"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _PARTIAL_COUNT = itertools.count()
+_OWN_FOLDERS: set[Path] = set()  # where this process made such files
 _CHUNK_BYTES = 1 << 20
 # Windows replaces no file that is open; indexers and virus scanners let go of it soon.
 _REPLACE_TRIES = 10 if sys.platform == "win32" else 1
 _REPLACE_WAIT_S = 0.05
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def write_text(path: Path, content: str) -> None:
         if _is_stream(path):
             path.write_text(content, encoding="utf-8")
         else:
-            write_bytes(path.resolve(), content.encode())
+            write_bytes(resolved(path), content.encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -141,7 +143,16 @@ def partial_path(path: Path) -> Path:
     Its name is short, whatever the length of the target's name.
     """
     name = f".u2export-{_HOST}-{os.getpid()}-{next(_PARTIAL_COUNT)}{_PARTIAL_SUFFIX}"
+    _OWN_FOLDERS.add(path.parent)
     return path.with_name(name)
+
+
+def remove_own_partials() -> None:
+    """Remove the hidden files of this process, which is about to end at once."""
+    for folder in list(_OWN_FOLDERS):
+        for partial in folder.glob(f".u2export-{_HOST}-{os.getpid()}-*{_PARTIAL_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def remove_partials(folders: Collection[Path]) -> None:
@@ -164,7 +175,7 @@ def check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is None or _is_stream(path):
             continue
-        target = path.resolve()
+        target = resolved(path)
         if target.is_dir():
             raise InputError(f"{path} cannot be written: it is a folder")
         folder = next((parent for parent in target.parents if parent.exists()), None)
@@ -187,12 +198,20 @@ def _takes_files(folder: Path) -> bool:
         return False
 
 
-def write_error(target: Path, error: OSError) -> ExportError | InputError:
+def write_error(target: Path, error: OSError) -> OutputError | InputError:
     """Turn the system's refusal into one of our errors: a full disk, or a bad path."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        return ExportError(f"{target} could not be written: {reason}; nothing was left behind")
+        return OutputError(f"{target} could not be written: {reason}; nothing was left behind")
     return InputError(f"{target} cannot be written: {reason}")
+
+
+def resolved(path: Path) -> Path:
+    """The absolute path without links, as far as it exists; a link to itself stays a link.
+
+    `Path.resolve` raises there.
+    """
+    return Path(os.path.realpath(path))
 
 
 def file_sha256(path: Path) -> str:
@@ -202,7 +221,7 @@ def file_sha256(path: Path) -> str:
         InputError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return stream_sha256(file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

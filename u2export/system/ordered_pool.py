@@ -15,7 +15,11 @@ Result = TypeVar("Result")
 
 
 def map_in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int = 0
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    ahead: int = 0,
+    unclaimed: list[Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Do the same to every item, several at once.
 
@@ -24,6 +28,7 @@ def map_in_order(
         items: taken only as fast as results are, and from the caller's thread.
         workers: threads, at least 1.
         ahead: items that wait for a worker, so that none waits for the caller.
+        unclaimed: gets what was done and not yielded, where the caller stops before the end.
 
     Yields:
         What `work` gave for each item, in the items' order.
@@ -55,6 +60,9 @@ def map_in_order(
             raise broken
     finally:
         pool.shutdown(cancel_futures=True)
+        if unclaimed is not None:
+            ended = (one for one in pending if not one.cancelled() and not one.exception())
+            unclaimed += [one.result() for one in ended]
 
 
 def in_batches(items: Iterable[Item], count: int) -> Iterator[list[Item]]:

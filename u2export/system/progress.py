@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TypeVar
 
+from u2export.system.console import escape_controls
+
 Item = TypeVar("Item")
 PhaseCallback = Callable[[str], None]  # gets the name of each phase of a long task
 
@@ -85,7 +87,7 @@ def say(sentence: str, *, always: bool = False) -> None:
         always: also where only errors are wanted.
     """
     if always or verbosity() is not Verbosity.QUIET:
-        print(f"u2export: {sentence}", file=sys.stderr, flush=True)
+        print(f"u2export: {escape_controls(sentence)}", file=sys.stderr, flush=True)
 
 
 def _shows_progress() -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from u2export.plugin import (
     DIGEST_KEY,
@@ -159,7 +160,9 @@ class ToyRunner(Runner):
         return self._infer_all(x)[0]
 
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
-        each = [self.tensors(picture[None], keep_all=False) for picture in x]
+        # NumPy's library of matrix products takes all processors, unless it is told
+        with threadpool_limits(self._run_spec.threads):
+            each = [self.tensors(picture[None], keep_all=False) for picture in x]
         names = self._header["outputs"]
         return tuple(np.concatenate([tensors[name] for tensors in each]) for name in names)
 

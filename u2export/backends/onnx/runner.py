@@ -28,6 +28,8 @@ from u2export.errors import ArtifactError
 from u2export.system import ordered_pool
 from u2export.system.files import scratch_folder
 
+_REAL_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
+
 
 class OnnxRunner(Runner):
     """A model in an onnxruntime session, on exactly one execution provider."""
@@ -47,6 +49,7 @@ class OnnxRunner(Runner):
         self._session = open_session(artifact.path, session_options(run_spec), run_spec.device)
         self._call_slots = BoundedSemaphore(concurrent_calls(run_spec))
         _check_inputs(artifact, self._session.get_inputs())
+        _check_outputs(artifact, self._session.get_outputs())
         first_input = self._session.get_inputs()[0]
         self._input_name = first_input.name
         self._output_name = self._session.get_outputs()[0].name
@@ -97,6 +100,18 @@ class OnnxRunner(Runner):
 
     def _release(self) -> None:
         del self._session
+
+
+def _check_outputs(artifact: Artifact, outputs: Sequence[Any]) -> None:
+    """Refuse a file whose outputs are no real numbers.
+
+    Args:
+        artifact: the file with its facts.
+        outputs: of the session, with name, type and shape.
+    """
+    unlike = [output.type for output in outputs if output.type not in _REAL_TYPES]
+    if unlike:
+        raise ArtifactError(f"{artifact.path} gives {unlike[0]}; it must give real numbers")
 
 
 def _check_inputs(artifact: Artifact, inputs: Sequence[Any]) -> None:

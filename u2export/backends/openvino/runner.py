@@ -171,6 +171,11 @@ def _check_inputs(artifact: Artifact, compiled: ov.CompiledModel) -> None:
             f"{artifact.path} takes {[str(port.partial_shape) for port in inputs]}, not "
             f"pictures of 3x{size}x{size}: it is not a {artifact.facts.model}"
         )
+    unlike = [port.element_type for port in compiled.outputs if not port.element_type.is_real()]
+    if unlike:
+        raise ArtifactError(
+            f"{artifact.path} gives {unlike[0].get_type_name()}; it must give real numbers"
+        )
     if inputs[0].element_type != ov.Type.f32:
         kind = inputs[0].element_type.get_type_name()
         raise ArtifactError(f"{artifact.path} takes {kind}; it must take float32")

@@ -1,0 +1,147 @@
+"""Signals while a runtime computes without an end, or a runner is closed while it computes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attacks.table import picture
+from conftest import POSIX
+from onnx import TensorProto, helper
+
+from u2export.core import registry
+from u2export.errors import InputError
+from u2export.system import leaving
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """An ONNX file that looks like a U²-Net of 64 pixels and never answers."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["on"]),
+            helper.make_node("Identity", ["v"], ["w"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, None),
+        ],
+    )
+    shape = [1, 1, 320, 320]
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["x"], ["m"], axes=[1], keepdims=1),
+            helper.make_node("Loop", ["", "go", "m"], ["y"], body=body),
+        ],
+        "endless",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 320, 320])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor("go", TensorProto.BOOL, [], [True])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "endless.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_call_without_an_end_is_left(endless: Path, number: int, signals: int):
+    folder = endless.parent
+    picture(folder / "p.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "u2export", "run", endless.name, "p.png", "--model", "u2netp"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    _wait_until_it_computes(process.pid)
+    begun = time.monotonic()
+    for _ in range(signals):
+        process.send_signal(number)
+        time.sleep(0.3)
+    _, told = process.communicate(timeout=20)
+    taken = time.monotonic() - begun
+    assert process.returncode == 128 + number
+    assert "Traceback" not in told
+    if signals == 1:
+        assert leaving.GRACE_S <= taken + 0.1 < leaving.GRACE_S + 5
+        assert "something still computes after 5 s" in told
+    else:
+        assert taken < 3
+
+
+def _wait_until_it_computes(pid: int) -> None:
+    import psutil
+
+    process, before = psutil.Process(pid), 0.0
+    for _ in range(600):
+        time.sleep(0.5)
+        now = process.cpu_times().user
+        if now - before > 0.4 and now > 2:  # longer than it takes to start
+            return
+        before = now
+    pytest.fail("it never computed")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".safetensors"])
+def test_closing_waits_for_calls_under_way_and_refuses_later_ones(suffix: str, small: Path):
+    name = "u2netp-demo-fp32-64-bN" if suffix != ".safetensors" else "u2netp-demo-fp32"
+    path = small / f"{name}{suffix}"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not among the small artifacts")
+    runner = registry.open_runner(registry.open_artifact(path))
+    x = np.zeros((1, 3, runner.size, runner.size), np.float32)
+    outcomes: list[object] = []
+
+    def call() -> None:
+        try:
+            for _ in range(1000):
+                runner(x)
+        except InputError as error:
+            outcomes.append(str(error))
+        except BaseException as error:  # nothing else may come
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    runner.close()
+    for thread in threads:
+        thread.join(30)
+    assert outcomes == ["this runner is closed: open the artifact again"] * 8
+
+
+def test_a_picture_that_holds_no_numbers_is_refused(quick: Path):
+    with registry.open_runner(registry.open_artifact(quick)) as runner:
+        for value in (np.nan, np.inf):
+            x = np.full((1, 3, runner.size, runner.size), value, np.float32)
+            with pytest.raises(InputError, match="must be finite: it holds NaN or infinity"):
+                runner(x)
+
+
+def test_a_batch_that_no_memory_holds_is_refused(quick: Path, tmp_path: Path, command):
+    model = onnx.load(quick)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**31
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "huge.onnx")
+    picture(tmp_path / "p.png")
+    done = command("run", "huge.onnx", "p.png", "--model", "u2netp")
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,77 @@
+"""Leaving on a signal: tidily, and in the end in any case.
+
+The first signal asks. The main thread then leaves through its finally blocks. Where it cannot,
+since a runtime computes without an end, the process leaves after a grace. A second signal does not
+wait for that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from u2export.system.files import remove_own_partials
+from u2export.system.progress import say
+
+SIGNALLED = 128  # plus the signal's number: the exit status that shells report
+GRACE_S = 5.0
+_WATCHER = "u2export-leaving"
+
+
+def leave_on_signals() -> None:
+    """Leave on SIGTERM, on SIGINT, and on SIGBREAK of Windows; once, from the main thread."""
+    if threading.current_thread() is not threading.main_thread() or _is_watched():
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), name=_WATCHER, daemon=True).start()
+    if hasattr(os, "register_at_fork"):  # a child's signals are not this process's
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
+        signal.signal(signal.SIGINT, _leave)
+    if sys.platform == "win32":
+        signal.signal(signal.SIGBREAK, _leave)
+
+
+def _is_watched() -> bool:
+    return any(thread.name == _WATCHER for thread in threading.enumerate())
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through the finally blocks, which remove what is half done."""
+    if number == signal.SIGINT:
+        say("interrupted", always=True)
+    raise SystemExit(SIGNALLED + number)
+
+
+def _watch(reading: int) -> None:
+    """Wait for signals, also while the main thread is in a runtime's own code."""
+    first = _leaving_number(reading)
+    threading.Thread(target=_leave_after_grace, args=(first,), daemon=True).start()
+    _leave_at_once(_leaving_number(reading))
+
+
+def _leaving_number(reading: int) -> int:
+    """The number of the next signal that ends the process; other signals are passed over."""
+    while True:
+        (number,) = os.read(reading, 1)
+        if getattr(signal.getsignal(number), "__module__", "") == __name__:
+            return number
+
+
+def _leave_after_grace(number: int) -> None:
+    time.sleep(GRACE_S)
+    say(f"something still computes after {GRACE_S:g} s: it is left as it is", always=True)
+    _leave_at_once(number)
+
+
+def _leave_at_once(number: int) -> NoReturn:
+    remove_own_partials()
+    os._exit(SIGNALLED + number)
