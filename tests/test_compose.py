@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, ImageDraw
 
 from u2export.compare.metrics import boundary_f
 from u2export.core.enums import Format, Refine
-from u2export.errors import DependencyError, InputError
+from u2export.errors import DependencyError, InputError, OutputError
 from u2export.images import encode, refine
 from u2export.images.compose import Composition, compose, parse_background, remove_specks
 from u2export.images.decode import open_image
@@ -326,7 +326,7 @@ def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path, monkeypatch
     target = tmp_path / "a.png"
     target.write_bytes(b"before")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"a\.png cannot be written: No space left"):
+    with pytest.raises(OutputError, match=r"a\.png could not be written: No space left"):
         encode.save_image(Image.new("L", (4, 4)), target, Encoding(), {})
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert target.read_bytes() == b"before"

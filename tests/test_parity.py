@@ -266,7 +266,7 @@ def test_a_budget_file_takes_the_place_of_what_it_names_only(tmp_path: Path):
         ('{"fp8": {}}', "precision must be one of fp32"),
         ('{"fp16": {"mask_mea": 1}}', "mask_mea: Extra inputs"),
         ('{"fp16": {"mask_mae": "much"}}', "mask_mae: Input should be a valid number"),
-        ('{"fp16": {"mask_mae": NaN}}', "mask_mae: Input should be a finite number"),
+        ('{"fp16": {"mask_mae": NaN}}', "NaN is no number of JSON"),
         ('{"fp16": {"mask_iou": -1}}', "mask_iou: Input should be greater than or equal to 0"),
         ("nonsense", "is no budget file"),
         ("[1]", "is no budget file"),
@@ -506,7 +506,7 @@ def test_a_batch_that_is_not_its_pictures_fails():
             pass
 
     inputs = [np.random.default_rng(i).random((1, 3, 320, 320), np.float32) for i in range(2)]
-    found = _check_batch(Garbled(320, None), inputs, FP32)
+    found = _check_batch(Garbled(320, None), inputs, FP32, 8)
     assert not found.passed
     assert found.reasons[0].startswith("raw_max")
 

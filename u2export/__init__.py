@@ -16,18 +16,23 @@ from u2export.errors import (
     DependencyError,
     ExportError,
     InputError,
+    OutputError,
     ParityError,
     U2ExportError,
 )
+from u2export.system import telemetry
 
 if TYPE_CHECKING:
     from u2export.inference.segmenter import Segmenter, load
+
+telemetry.switch_off()
 
 __all__ = [
     "ArtifactError",
     "DependencyError",
     "ExportError",
     "InputError",
+    "OutputError",
     "ParityError",
     "Segmenter",
     "U2ExportError",

@@ -20,7 +20,7 @@ from u2export.core.artifact import Artifact
 from u2export.core.enums import Device, Precision
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunSpec
-from u2export.errors import DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, InputError
 from u2export.images.decode import open_image
 from u2export.images.preprocess import preprocess
 from u2export.reports.text import printable
@@ -105,17 +105,21 @@ class Candidate:
 def create_candidates(path: Path, plan: BenchmarkPlan) -> list[Candidate]:
     """Create one candidate for each batch that the file accepts.
 
-    If it accepts none of them, or its backend is not installed, the candidates say so in `failure`.
+    If it accepts none of them, or is damaged, or its backend is not installed, the candidates say
+    so in `failure`.
 
     Raises:
         InputError: there is no such file.
-        ArtifactError: the file was changed.
+        ArtifactError: it is the only file, and was changed.
     """
     batches: tuple[int | None, ...] = plan.batches or (None,)
     try:
         artifact = registry.with_stored_precision(registry.open_artifact(path, plan.model))
-    except DependencyError as error:
-        failure = f"{CANNOT_RUN}{error}"
+    except (ArtifactError, DependencyError) as error:
+        refused = isinstance(error, ArtifactError)
+        if refused and len(plan.artifacts) == 1:  # nothing else is to be measured
+            raise
+        failure = f"{'it was refused: ' if refused else CANNOT_RUN}{error}"
         names = [_row_name(path, batch, plan) for batch in batches]
         return [Candidate(name, None, path, failure=failure) for name in names]
     fixed = None if artifact.foreign else artifact.facts.batch

@@ -17,6 +17,8 @@ from u2export.system.documents import first_line, parse_json, parse_model, read_
 
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Whatever an artifact's own request allows: beyond these a mask shows something else.
+_LEAST_IOU, _LARGEST_MAE = 0.5, 0.25
 _TOLERANCE_FACTOR = 3.0  # other pictures may lose this many times what the measured ones lost
 
 
@@ -154,8 +156,8 @@ def budget_for_artifact(artifact: Artifact) -> Budget:
     factor = max(1.0, iou_loss / (1 - budget.mask_iou), mae / budget.mask_mae)
     return Budget(
         raw_max=None,
-        raw_mean=min(1.0, factor * budget.raw_mean),
-        mask_mae=min(1.0, max(mae, budget.mask_mae)),
-        mask_iou=max(0.0, min(1 - iou_loss, budget.mask_iou)),
+        raw_mean=min(_LARGEST_MAE, factor * budget.raw_mean),
+        mask_mae=min(_LARGEST_MAE, max(mae, budget.mask_mae)),
+        mask_iou=max(_LEAST_IOU, min(1 - iou_loss, budget.mask_iou)),
         worst_iou=max(0.0, 1 - factor * (1 - budget.worst_iou)),
     )

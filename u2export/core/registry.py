@@ -22,9 +22,12 @@ from u2export.system import versions
 from u2export.system.documents import check_regular
 from u2export.system.files import file_sha256
 from u2export.system.hardware import usable_cpus
+from u2export.system.progress import say
 from u2export.system.versions import is_importable
 
 names = plugins.names
+
+_AS_FOREIGN = "or name its model, as in --model u2net, to take it as another tool's file"
 
 
 def load(name: str) -> Backend:
@@ -142,12 +145,8 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
         return _checked_model(read_artifact(path), model)
     backend = _backend_by_suffix(path)
     require_packages(backend, export=False)
-    has_digest = check_digest(path, backend.digest_prefix)
-    text = backend.read_facts(path)
-    if text is not None:
-        if not has_digest:
-            raise ArtifactError(f"{path} was changed after it was exported: its digest is gone")
-        facts = parse_facts(text, path)
+    facts = _embedded_facts(path, backend, changes_allowed=model is not None)
+    if facts is not None:
         return _checked_model(Artifact(path, backend.name, facts), model)
     if model is None:
         raise InputError(
@@ -155,6 +154,34 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
             "as in --model u2net"
         )
     return Artifact(path, backend.name, _foreign_facts(path, model), foreign=True)
+
+
+def _embedded_facts(path: Path, backend: Backend, *, changes_allowed: bool) -> Facts | None:
+    """Read the facts in a model file; None where it is another tool's.
+
+    Args:
+        path: the file.
+        backend: that reads it.
+        changes_allowed: a file of ours that was changed counts as another tool's.
+
+    Raises:
+        ArtifactError: it was changed since it was exported, or cannot be read.
+    """
+    change = ""
+    try:
+        has_digest = check_digest(path, backend.digest_prefix)
+    except ArtifactError as error:
+        change, has_digest = str(error), True
+    if change and not changes_allowed:
+        raise ArtifactError(f"{change}; {_AS_FOREIGN}")
+    text = backend.read_facts(path)
+    if text is not None and not has_digest:
+        change = f"{path} was changed after it was exported: its digest is gone"
+        if not changes_allowed:
+            raise ArtifactError(f"{change}; {_AS_FOREIGN}")
+    if change:
+        say(f"{change}; it is taken as another tool's file")
+    return None if text is None or change else parse_facts(text, path)
 
 
 def open_runner(artifact: Artifact, request: RunRequest | None = None) -> Runner:
@@ -194,6 +221,7 @@ def open_runner_unchecked(artifact: Artifact, run_spec: RunSpec) -> Runner:
     reason = backend.unavailable_reason(run_spec.device)
     if reason:
         raise DependencyError(f"{artifact.path} cannot run on {run_spec.device} here: {reason}")
+    check_companions(artifact)
     return backend.open_runner(artifact, run_spec)
 
 
@@ -245,6 +273,36 @@ def model_files(artifact: Artifact) -> list[Path]:
     """The model file and its companions, such as a file of its weights; no manifest."""
     companions = load(artifact.backend).companion_paths(artifact.path)
     return [artifact.path, *(path for path in companions if path.is_file())]
+
+
+def check_companions(artifact: Artifact) -> None:
+    """Check that the manifest lists every file that the runtime will read.
+
+    Raises:
+        ArtifactError: it leaves one out, which may then hold anything.
+        DependencyError: its backend cannot be imported.
+    """
+    unlisted = [path for path in model_files(artifact) if path.name not in artifact.files]
+    if artifact.files and unlisted:
+        raise ArtifactError(
+            f"{unlisted[0]} belongs to {artifact.path.name}, and its manifest does not list it: "
+            "export it again"
+        )
+
+
+def check_embedded(artifact: Artifact) -> None:
+    """Check what a model file says inside against its manifest.
+
+    Raises:
+        ArtifactError: its digest does not fit, or its facts are not the manifest's.
+        DependencyError: a package that reads the file is not installed.
+    """
+    backend = load(artifact.backend)
+    require_packages(backend, export=False)
+    check_digest(artifact.path, backend.digest_prefix)
+    text = backend.read_facts(artifact.path)
+    if text is not None and parse_facts(text, artifact.path) != artifact.facts:
+        raise ArtifactError(f"{artifact.path} says other facts inside than its manifest does")
 
 
 def with_stored_precision(artifact: Artifact) -> Artifact:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +141,46 @@ def _apply_orientation(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # the pixels are upright by now; other EXIF values cannot be written back
         image.info.pop("exif", None)
+
+
+def as_image(picture: object) -> Image.Image:
+    """Take what a program has for a picture.
+
+    Args:
+        picture: a Pillow image, a path, or uint8 values of shape (H,W), (H,W,1), (H,W,3) or
+            (H,W,4).
+
+    Returns:
+        Upright, mode RGB, or RGBA where it has transparency.
+
+    Raises:
+        InputError: it is none of these, has no pixels, or its file cannot be read.
+    """
+    if isinstance(picture, (str, os.PathLike)):
+        return open_image(Path(picture))
+    if isinstance(picture, np.ndarray):
+        picture = _image_of(picture)
+    if not isinstance(picture, Image.Image):
+        raise InputError(
+            f"a picture is a Pillow image, a path, or a uint8 array, not {type(picture).__name__}"
+        )
+    if not picture.width or not picture.height:
+        raise InputError(f"a picture of {picture.width}x{picture.height} has no pixels")
+    with _translate_errors(_source_name(picture)):
+        return to_upright(picture)
+
+
+def _image_of(values: NDArray[Any]) -> Image.Image:
+    shape = values.shape[:2] if values.ndim == 3 and values.shape[2] == 1 else values.shape
+    channels = shape[2:] in ((), (3,), (4,)) and len(shape) >= 2
+    if values.dtype != np.uint8 or not channels:
+        raise InputError(
+            "an array must be uint8 of shape (H,W), (H,W,1), (H,W,3) or (H,W,4), "
+            f"got {values.dtype} {values.shape}"
+        )
+    if 0 in shape:
+        raise InputError(f"a picture of shape {values.shape} has no pixels")
+    return Image.fromarray(np.ascontiguousarray(values.reshape(shape)))
 
 
 def to_upright(image: Image.Image) -> Image.Image:

@@ -231,5 +231,5 @@ def _is_same_file(picture: Path, result: Path) -> bool:
     """Whether a result that exists is its picture, by another name or through a hard link."""
     try:
         return picture.samefile(result)
-    except OSError:  # one of them does not exist
+    except (OSError, ValueError):  # one of them does not exist, or no disk could hold its name
         return False

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from threading import BoundedSemaphore
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from u2export.core import registry
@@ -18,7 +20,7 @@ from u2export.core.backend import Runner
 from u2export.core.enums import Device, Precision, Resize, Task
 from u2export.core.requests import MAX_THREADS, RunRequest
 from u2export.errors import InputError
-from u2export.images.decode import to_upright
+from u2export.images.decode import as_image
 from u2export.images.postprocess import postprocess
 from u2export.images.preprocess import preprocess
 from u2export.system.hardware import usable_cpus
@@ -54,6 +56,7 @@ class Segmenter:
             ParityError: the runtime does something else than it was asked.
         """
         self.artifact = artifact
+        self._request, self._resize = request, resize
         spec = artifact.facts.picture
         self.spec = replace(spec, resize=resize) if resize else spec
         request = request or RunRequest()
@@ -72,16 +75,27 @@ class Segmenter:
         """Pictures that a call takes at least."""
         return self._runner.min_batch
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(
+        self, picture: Image.Image | str | os.PathLike[str] | NDArray[np.uint8]
+    ) -> Image.Image:
         """Find the subject of a picture.
 
         Args:
-            picture: any mode and size; its EXIF orientation is applied.
+            picture: a Pillow image of any mode and size, whose EXIF orientation is applied; the
+                path of a file; or uint8 values, (H,W,3) RGB, (H,W,4) RGBA, (H,W,1) or (H,W) gray.
 
         Returns:
             Mode L, of the upright picture's size; 255 is subject.
+
+        Raises:
+            InputError: it is no such picture, or its file cannot be read.
         """
-        return self.mask(to_upright(picture))
+        return self.mask(as_image(picture))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as path and options: the other one opens the file again."""
+        model = self.artifact.facts.model if self.artifact.foreign else None
+        return _reopen, (self.artifact.path, model, self._request, self._resize)
 
     def mask(self, picture: Image.Image) -> Image.Image:
         """Find the subject of a picture that `to_upright` or `open_image` gave."""
@@ -123,6 +137,12 @@ class Segmenter:
     ) -> None:
         """Close the segmenter."""
         self.close()
+
+
+def _reopen(
+    path: Path, model: str | None, request: RunRequest | None, resize: Resize | None
+) -> Segmenter:
+    return Segmenter(registry.open_artifact(path, model), request, resize=resize)
 
 
 def load(

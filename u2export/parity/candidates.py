@@ -18,7 +18,7 @@ from u2export.core.artifact import Artifact, manifest_path
 from u2export.core.enums import Precision
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunRequest
-from u2export.errors import DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, InputError
 from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest, budget_for
@@ -63,6 +63,7 @@ class Candidate:
         open_pipeline: opens its pipeline; None where it cannot run here.
         artifact: its artifact; None where it is emulated or cannot run here.
         missing: why it cannot run here, as a sentence.
+        refused: why its file or its runtime refuses it, as a sentence.
         cases: its results so far.
         shown_cases: its cases worth showing, so far.
         notes: gives other observations at the end of the check.
@@ -74,6 +75,7 @@ class Candidate:
     open_pipeline: Callable[[], AbstractContextManager[Pipeline]] | None = None
     artifact: Artifact | None = None
     missing: str = ""
+    refused: str = ""
     cases: list[CaseResult] = field(default_factory=list)
     shown_cases: list[ShownCase] = field(default_factory=list)
     notes: Callable[[], tuple[str, ...]] = lambda: ()
@@ -106,24 +108,31 @@ def reference_pipeline(
         yield Pipeline("the reference", runner.single, reference.facts.picture)
 
 
-def prepare_candidate(opened: Artifact | DependencyError, request: ParityRequest) -> Candidate:
+def prepare_candidate(
+    path: Path, opened: Artifact | DependencyError | ArtifactError, request: ParityRequest
+) -> Candidate:
     """Try to run a candidate, and describe what runs it.
 
     Args:
+        path: its file.
         opened: the artifact; or the error that kept it from being opened.
         request: how to run it.
 
     Returns:
-        The candidate; without a pipeline where a package, runtime or device is absent.
+        The candidate; without a pipeline where a package, runtime or device is absent, and where
+        the file is damaged or the runtime refuses it.
 
     Raises:
-        ArtifactError: the runtime refuses the file.
         InputError: the backend has no such option.
         ParityError: the runtime does something else than requested.
     """
-    if isinstance(opened, DependencyError):
-        unknown = RuntimeInfo(name="?", backend="?", precision="?")
-        return Candidate(unknown, BUDGETS[Precision.FP32], PictureSpec(), missing=str(opened))
+    if not isinstance(opened, Artifact):
+        absent = isinstance(opened, DependencyError)
+        name = "?" if absent else printable(path.name)
+        unknown = RuntimeInfo(name=name, backend="?", precision="?")
+        candidate = Candidate(unknown, BUDGETS[Precision.FP32], PictureSpec())
+        candidate.missing, candidate.refused = (str(opened), "") if absent else ("", str(opened))
+        return candidate
     spec, budget = opened.facts.picture, budget_for(request.budgets, opened)
     if request.resample:
         spec = dataclasses.replace(spec, resize=request.resample)
@@ -132,6 +141,8 @@ def prepare_candidate(opened: Artifact | DependencyError, request: ParityRequest
             execution = runner.executed()
     except DependencyError as error:
         return Candidate(runtime_info(opened), budget, spec, missing=str(error))
+    except ArtifactError as error:
+        return Candidate(runtime_info(opened), budget, spec, refused=str(error))
     info = runtime_info(opened, execution.runtime, execution.summary())
 
     @contextmanager

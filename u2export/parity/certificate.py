@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from u2export.compare.budgets import Budget
+from u2export.compare.budgets import Budget, budget_excess
 from u2export.compare.metrics import MaskComparison
 from u2export.core.artifact import Artifact, record_check
 from u2export.errors import ArtifactError, ParityError
@@ -30,6 +31,7 @@ class Certificate(BaseModel):
         worst: name of the picture it differed most on.
         ran: what really ran.
         versions: versions of the packages that matter.
+        properties: names of the properties that were checked, such as `the same twice`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,12 +40,13 @@ class Certificate(BaseModel):
     files: dict[str, str]
     reference: str
     weights: str
-    cases: int
+    cases: Annotated[int, Field(ge=1)]
     budget: Budget
     judgement: MaskComparison
     worst: str
     ran: str
     versions: dict[str, str]
+    properties: tuple[str, ...] = ()
 
 
 def write_certificate(artifact: Artifact, result: CandidateResult, report: ParityReport) -> None:
@@ -66,6 +69,7 @@ def write_certificate(artifact: Artifact, result: CandidateResult, report: Parit
         worst=result.worst.name,
         ran=f"{result.party.runtime}: {result.party.ran}",
         versions=report.versions,
+        properties=tuple(case.name for case in result.checked if case.kind == "property"),
     )
     record_check(artifact, CERTIFICATE_KEY, certificate.model_dump(mode="json"))
 
@@ -90,4 +94,17 @@ def read_certificate(artifact: Artifact) -> Certificate:
         ) from error
     if certificate.files != dict(artifact.files):
         raise ArtifactError(f"the certificate of {artifact.path} is for other bytes: judge it anew")
+    if reason := _contradiction(certificate):
+        raise ArtifactError(f"the certificate of {artifact.path} contradicts itself: {reason}")
     return certificate
+
+
+def _contradiction(certificate: Certificate) -> str:
+    """Say why the figures could not have passed, as a phrase; empty where they could."""
+    figures = certificate.judgement
+    if not 0 < figures.subjects <= figures.pictures:
+        return f"{figures.subjects} of {figures.pictures} pictures have a subject"
+    if None in (figures.mask_mae, figures.mask_iou, figures.worst_iou):
+        return "it has no figures of masks"
+    excess = budget_excess(figures, certificate.budget)
+    return f"it passed, but {excess}" if excess else ""

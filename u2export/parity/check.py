@@ -32,7 +32,7 @@ from u2export.core import registry
 from u2export.core.arrays import Array
 from u2export.core.artifact import Artifact
 from u2export.core.models import PictureSpec
-from u2export.errors import InputError, U2ExportError
+from u2export.errors import ArtifactError, InputError, U2ExportError
 from u2export.images.decode import check_image
 from u2export.parity.candidates import (
     Candidate,
@@ -72,7 +72,7 @@ def check_parity(
 
     Raises:
         InputError: there is nothing to check, or a file or option cannot be used.
-        ArtifactError: a file was changed.
+        ArtifactError: the reference was changed, or the only candidate was, or is refused.
         DependencyError: the reference cannot run here.
         ExportError: a parameter overflows an emulated precision.
         ParityError: the reference's runtime does something else than requested.
@@ -80,8 +80,16 @@ def check_parity(
     _check_request(request)
     opened = [open_candidate(path, request) for path in request.candidates]
     artifacts = [artifact for artifact in opened if isinstance(artifact, Artifact)]
+    refusals = [error for error in opened if isinstance(error, ArtifactError)]
+    if refusals and not artifacts:
+        raise refusals[0]
     reference = open_reference(request, artifacts)
-    candidates = [prepare_candidate(artifact, request) for artifact in opened]
+    candidates = [
+        prepare_candidate(path, artifact, request)
+        for path, artifact in zip(request.candidates, opened, strict=True)
+    ]
+    if len(candidates) == 1 and candidates[0].refused:
+        raise ArtifactError(candidates[0].refused)
     candidates += [
         emulated_candidate(precision, request, reference) for precision in request.emulate
     ]
@@ -271,6 +279,7 @@ def _candidate_result(candidate: Candidate) -> CandidateResult:
         judgement=comparison,
         reasons=tuple(reasons),
         missing=candidate.missing,
+        refused=candidate.refused,
         notes=candidate.notes(),
     )
 

@@ -26,6 +26,8 @@ def failure_reason(result: CandidateResult) -> str:
         return ""
     if result.missing:
         return f"could not be judged: {result.missing.strip().rstrip('.')}"
+    if result.refused:
+        return f"was refused: {result.refused.strip().rstrip('.')}"
     reasons = [_first_failure(result)] if result.failed else []
     reasons += result.reasons
     return "; ".join(reasons) or "no picture with a subject was compared, which proves nothing"

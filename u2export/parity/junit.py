@@ -67,6 +67,9 @@ def _candidate_tests(result: CandidateResult, report: ParityReport) -> Iterator[
         outcome = Skipped if report.allow_missing else Error
         yield _test(name, name, outcome(_clean(failure_reason(result)), "missing"))
         return
+    if result.refused:
+        yield _test(name, name, Error(_clean(failure_reason(result)), "refused"))
+        return
     for case in result.cases:
         yield from _case_tests(case, name)
     overall = result.model_copy(update={"cases": ()})  # without cases, only the totals can fail

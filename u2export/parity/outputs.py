@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from u2export.core.artifact import Artifact
-from u2export.errors import DependencyError, InputError, ParityError, pip_command
+from u2export.errors import ArtifactError, DependencyError, InputError, ParityError, pip_command
 from u2export.parity.candidates import ShownCase
 from u2export.parity.certificate import write_certificate
 from u2export.parity.report import ParityReport
@@ -117,13 +117,17 @@ def raise_if_failed(report: ParityReport) -> None:
     """Refuse a report that did not pass.
 
     Raises:
+        ArtifactError: a candidate was refused, and no other failed.
         DependencyError: a candidate could not be checked here, and nothing else is wrong.
         ParityError: a candidate failed, or nothing was checked.
     """
     if report.passed:
         return
     checked = [result for result in report.candidates if not result.missing]
-    failed = [result.party.name for result in checked if not result.passed]
+    failed = [result.party.name for result in checked if not result.passed and not result.refused]
+    refused = [result for result in checked if result.refused]
+    if refused and not failed:
+        raise ArtifactError(f"{refused[0].party.name} was refused: {refused[0].refused}")
     if failed:
         raise ParityError(f"not the same function as {report.reference.name}: {', '.join(failed)}")
     if report.missing and not report.allow_missing:

@@ -23,7 +23,7 @@ from u2export.core.enums import Stage
 from u2export.core.facts import Facts
 from u2export.core.models import MODELS, PictureSpec
 from u2export.core.requests import ExportSpec
-from u2export.errors import DependencyError, ExportError, U2ExportError
+from u2export.errors import DependencyError, ExportError, ParityError, U2ExportError
 from u2export.export.build import build_artifact
 from u2export.images.decode import open_image
 from u2export.images.preprocess import preprocess
@@ -35,12 +35,13 @@ from u2export.system import fixed_process, hardware
 from u2export.system.files import resolved, scratch_folder
 
 BATCH_SIZE = 8  # pictures in the batch that is compared with single calls
+QUICK_BATCH_SIZE = 2  # in a quick check
 # Variables for the rebuild's process: where this user's caches are, and whether it may download.
 _REBUILD_VARIABLES = ("U2EXPORT_", "XDG_")
 
 
 def check_properties(candidate: Candidate, request: ParityRequest) -> Iterator[CaseResult]:
-    """Check a candidate's properties; only the first unless the request is thorough.
+    """Check a candidate's properties; only the first two unless the request is thorough.
 
     Raises:
         U2ExportError: the candidate cannot run.
@@ -51,11 +52,21 @@ def check_properties(candidate: Candidate, request: ParityRequest) -> Iterator[C
         _network_input(case, candidate.spec) for case in synthetic_cases(len(SYNTHETIC_SEEDS))
     ]
     with registry.open_runner(candidate.artifact, request.run) as runner:
-        single = runner.single(inputs[0])
-        yield _property_result("the same twice", [(single, runner.single(inputs[0]))], budget)
+        try:
+            single = runner.single(inputs[0])
+            yield _property_result("the same twice", [(single, runner.single(inputs[0]))], budget)
+        except (ExportError, ParityError):
+            yield CaseResult(
+                name="the same twice",
+                kind="property",
+                passed=False,
+                reasons=("it gives NaN or infinite values, or its runtime fails",),
+            )
+            return
+        count = BATCH_SIZE if request.thorough else QUICK_BATCH_SIZE
+        yield _check_batch(runner, inputs, budget, count)
         if not request.thorough:
             return
-        yield _check_batch(runner, inputs, budget)
     for name, check in (("one thread and all", _check_threads), ("rebuilt", _check_rebuilt)):
         try:
             yield check(candidate, inputs[0], single, request)
@@ -70,9 +81,9 @@ def _network_input(case: Case, spec: PictureSpec) -> Array:
     return preprocess(open_image(io.BytesIO(case.read())), spec)
 
 
-def _check_batch(runner: Runner, inputs: list[Array], budget: Budget) -> CaseResult:
+def _check_batch(runner: Runner, inputs: list[Array], budget: Budget, most: int) -> CaseResult:
     name = "a batch and its pictures alone"
-    count = min(BATCH_SIZE, runner.max_batch or BATCH_SIZE)
+    count = min(most, runner.max_batch or most)
     if runner.max_batch == 1:
         return _skipped(name, "it takes one picture at a time")
     if runner.min_batch > count:

@@ -6,12 +6,13 @@ import dataclasses
 import io
 import zipfile
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from u2export.compare.budgets import Budget
 from u2export.compare.stages import (
@@ -27,9 +28,11 @@ from u2export.core.enums import Resize, Stage
 from u2export.core.requests import RunRequest
 from u2export.errors import ArtifactError, InputError, ParityError
 from u2export.parity.candidates import ShownCase
+from u2export.parity.replay_archive import ReplayArchive
 from u2export.parity.report import CandidateResult, CaseResult, ParityReport, RuntimeInfo
 from u2export.parity.request import ParityRequest, open_candidate
 from u2export.reports.text import printable
+from u2export.system.documents import parse_model
 from u2export.system.files import atomic_file, scratch_folder
 from u2export.system.versions import package_versions
 
@@ -37,7 +40,7 @@ SCHEMA = 1
 # The archive's members, and the prefix of the artifact's files.
 _RECORD, _PICTURE, _ARRAYS, _ARTIFACT = "replay.json", "picture", "arrays.npz", "artifact/"
 # Prefixes of the arrays' names: the reference's pipeline, and the candidate's.
-_REFERENCE, _CANDIDATE = "reference_", "found_"
+_PREFIXES = _REFERENCE, _CANDIDATE = "reference_", "found_"
 # What a pipeline gave at each stage, by the names of the arrays in the file.
 _ARRAY_NAMES = {
     Stage.DECODE: "picture",
@@ -45,6 +48,14 @@ _ARRAY_NAMES = {
     Stage.INFER: "saliency",
     Stage.POSTPROCESS: "stretched",
     Stage.COMPOSE: "mask",
+}
+# Their types, and their numbers of dimensions.
+_ARRAY_KINDS: dict[str, tuple[type, int]] = {
+    "picture": (np.uint8, 3),
+    "x": (np.float32, 4),
+    "saliency": (np.float32, 2),
+    "stretched": (np.float32, 2),
+    "mask": (np.uint8, 2),
 }
 
 
@@ -246,20 +257,17 @@ def _read_replay(path: Path, folder: Path) -> _Replay:
         InputError: there is no such file.
         ArtifactError: it is no replay file, or of a newer schema.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = ReplayRecord.model_validate_json(archive.read(_RECORD))
-            content = archive.read(_PICTURE)
-            with np.load(io.BytesIO(archive.read(_ARRAYS)), allow_pickle=False) as arrays:
-                traces = _trace(arrays, _REFERENCE), _trace(arrays, _CANDIDATE)
-            for name in archive.namelist():
-                if name.startswith(_ARTIFACT):
-                    # only the last part of the name: none leads out of the folder
-                    (folder / Path(name).name).write_bytes(archive.read(name))
-    except FileNotFoundError as error:
-        raise InputError(f"there is no replay file at {path}") from error
-    except (OSError, KeyError, ValueError, ValidationError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} is no replay file, or was cut: {error}") from error
+    with closing(ReplayArchive(path)) as archive:
+        try:
+            record = parse_model(archive.read(_RECORD), ReplayRecord)
+        except ValueError as error:
+            raise archive.damage(error) from error
+        content = archive.read(_PICTURE)
+        traces = _read_traces(archive)
+        for name in archive.names():
+            plain = Path(name).name  # only the last part of the name: none leads out of the folder
+            if name.startswith(_ARTIFACT) and plain:
+                _unpack(archive, name, folder / plain)
     if record.schema_version > SCHEMA:
         raise ArtifactError(
             f"{path} has schema {record.schema_version}, this u2export reads up to "
@@ -268,8 +276,34 @@ def _read_replay(path: Path, folder: Path) -> _Replay:
     return _Replay(record, content, *traces, folder / Path(record.artifact).name)
 
 
-def _trace(arrays: Mapping[str, Any], prefix: str) -> PipelineTrace:
-    return PipelineTrace(*(arrays[prefix + name] for name in _ARRAY_NAMES.values()))
+def _unpack(archive: ReplayArchive, name: str, target: Path) -> None:
+    try:
+        with target.open("xb") as file:
+            archive.unpack(name, file)
+    except OSError as error:  # such as two entries of one name
+        raise archive.damage(error) from error
+
+
+def _read_traces(archive: ReplayArchive) -> tuple[PipelineTrace, PipelineTrace]:
+    """Read what the reference's and the candidate's pipeline gave.
+
+    Raises:
+        ArtifactError: their arrays are no pictures, maps and masks that belong together.
+    """
+    kinds = {
+        prefix + name: _ARRAY_KINDS[name] for prefix in _PREFIXES for name in _ARRAY_NAMES.values()
+    }
+    arrays = archive.arrays(_ARRAYS, kinds)
+    reference, candidate = (
+        PipelineTrace(*(arrays[prefix + name] for name in _ARRAY_NAMES.values()))
+        for prefix in _PREFIXES
+    )
+    for trace in (reference, candidate):
+        sides = trace.x.shape[2:]
+        maps_fit = trace.saliency.shape == trace.stretched.shape == sides
+        if trace.picture.shape != (*trace.mask.shape, 3) or not maps_fit:
+            raise archive.damage("its arrays do not fit each other")
+    return reference, candidate
 
 
 def _changed_versions(there: Mapping[str, str]) -> list[str]:

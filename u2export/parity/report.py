@@ -83,6 +83,7 @@ class CandidateResult(FrozenModel):
         judgement: the figures over all pictures; None where none was compared.
         reasons: what is over the budget over all pictures, as phrases.
         missing: why it could not be checked at all, as a sentence; empty where it was.
+        refused: why its file or its runtime refused it, as a sentence; empty where it ran.
         notes: other observations, such as modules whose values became zero.
     """
 
@@ -92,6 +93,7 @@ class CandidateResult(FrozenModel):
     judgement: MaskComparison | None = None
     reasons: tuple[str, ...] = ()
     missing: str = ""
+    refused: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,13 +110,14 @@ class CandidateResult(FrozenModel):
     def passed(self) -> bool:
         """A picture with a subject was compared, and nothing is over its bound."""
         compared = self.judgement is not None and self.judgement.subjects > 0
-        return compared and not self.failed and not self.reasons and not self.missing
+        ran = not self.missing and not self.refused
+        return compared and not self.failed and not self.reasons and ran
 
     @property
     def state(self) -> str:
-        """`passed`, `failed` or `missing`."""
-        if self.missing:
-            return "missing"
+        """`passed`, `failed`, `missing` or `refused`."""
+        if self.missing or self.refused:
+            return "missing" if self.missing else "refused"
         return "passed" if self.passed else "failed"
 
     @property

@@ -10,7 +10,7 @@ from u2export.core import registry
 from u2export.core.artifact import Artifact
 from u2export.core.enums import Precision, Resize
 from u2export.core.requests import RunRequest
-from u2export.errors import DependencyError
+from u2export.errors import ArtifactError, DependencyError
 
 TORCH_REFERENCE = "torch"  # names the weights as the reference, not a model file
 
@@ -66,17 +66,19 @@ def budget_for(budgets: dict[Precision, Budget], artifact: Artifact) -> Budget:
     )
 
 
-def open_candidate(path: Path, request: ParityRequest) -> Artifact | DependencyError:
+def open_candidate(
+    path: Path, request: ParityRequest
+) -> Artifact | DependencyError | ArtifactError:
     """Open a candidate's file.
 
     Returns:
-        The artifact; or the error, where a package that reads it is not installed.
+        The artifact; or the error, where a package that reads it is not installed, or the file
+        was changed.
 
     Raises:
         InputError: there is no such file, or its model is unknown.
-        ArtifactError: the file was changed.
     """
     try:
         return registry.with_stored_precision(registry.open_artifact(path, request.model))
-    except DependencyError as error:
+    except (DependencyError, ArtifactError) as error:
         return error

@@ -56,6 +56,8 @@ def _remarks(result: CandidateResult) -> list[str]:
     name = result.party.name
     if result.missing:
         return [f"{name} was not judged: {result.missing}"]
+    if result.refused:
+        return [f"{name} was refused: {result.refused}"]
     lines = [f"{name}: {reason}" for reason in result.reasons]
     lines += [_failure(name, case) for case in result.failed[:_MAX_FAILURES]]
     if len(result.failed) > _MAX_FAILURES:
@@ -74,7 +76,7 @@ def _failure(candidate: str, case: CaseResult) -> str:
 def _budgets(report: ParityReport) -> list[str]:
     """How far each precision may differ, one line each."""
     budgets = {
-        result.party.precision: result.budget for result in report.candidates if not result.missing
+        result.party.precision: result.budget for result in report.candidates if result.judgement
     }
     return [
         f"  {precision}: "

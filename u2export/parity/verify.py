@@ -6,8 +6,9 @@ from pathlib import Path
 
 from u2export.core import registry
 from u2export.core.artifact import manifest_path
-from u2export.errors import InputError, ParityError
+from u2export.errors import DependencyError, InputError, ParityError
 from u2export.parity.certificate import Certificate, read_certificate
+from u2export.system.progress import say
 
 
 def verify_artifact(path: Path) -> Certificate:
@@ -15,7 +16,8 @@ def verify_artifact(path: Path) -> Certificate:
 
     Raises:
         InputError: there is no such file.
-        ArtifactError: it was changed, or the certificate is for other bytes.
+        ArtifactError: it was changed, or the certificate is for other bytes or contradicts itself;
+            or the file says other facts inside than its manifest.
         ParityError: it was never checked.
     """
     try:
@@ -26,6 +28,11 @@ def verify_artifact(path: Path) -> Certificate:
         raise ParityError(
             f"{path} carries no certificate: u2export did not make it, or it lost its manifest"
         ) from error
+    try:
+        registry.check_companions(artifact)
+        registry.check_embedded(artifact)
+    except DependencyError as error:
+        say(f"what {path} says inside was not compared with its manifest: {error}")
     return read_certificate(artifact)
 
 

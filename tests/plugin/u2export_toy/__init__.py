@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from u2export.plugin import (
     DIGEST_KEY,
@@ -136,6 +136,7 @@ class ToyRunner(Runner):
             for name, value in stored.items()
         }
         self._run_spec, self._stored = run_spec, artifact.stored_precision
+        self._libraries = ThreadpoolController()
         self._last_use = {
             name: place
             for place, node in enumerate(self._header["nodes"])
@@ -161,7 +162,7 @@ class ToyRunner(Runner):
 
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
         # NumPy's library of matrix products takes all processors, unless it is told
-        with threadpool_limits(self._run_spec.threads):
+        with self._libraries.limit(limits=self._run_spec.threads):
             each = [self.tensors(picture[None], keep_all=False) for picture in x]
         names = self._header["outputs"]
         return tuple(np.concatenate([tensors[name] for tensors in each]) for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -26,6 +27,7 @@ from u2export.core.facts import FACTS_KEY
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError, pip_command
 from u2export.system import hardware
+from u2export.system.documents import first_line
 
 
 def unavailable_reason(device: Device) -> str:
@@ -52,7 +54,11 @@ def read_facts(path: Path) -> str | None:
 
 
 def stored_precision(path: Path) -> Precision:
-    """Find the precision of most values in a file."""
+    """Find the precision of most values in a file.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
     import onnx
 
     types = onnx.TensorProto
@@ -64,10 +70,24 @@ def stored_precision(path: Path) -> Precision:
         types.UINT8: Precision.INT8,
     }
     counts = dict.fromkeys(precisions.values(), 0)
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+    for tensor in _load_model(path, load_external_data=False).graph.initializer:
         if tensor.data_type in precisions:
             counts[precisions[tensor.data_type]] += math.prod(tensor.dims)
     return max(counts, key=lambda precision: counts[precision])
+
+
+def _load_model(path: Path, *, load_external_data: bool = True) -> Any:
+    """Read an ONNX file.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=load_external_data)
+    except Exception as error:  # protobuf's exceptions are not public, and onnx adds its own
+        raise ArtifactError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
 
 
 def load_onnx(model: bytes) -> object:
@@ -96,14 +116,9 @@ def module_tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[
         ArtifactError: the file cannot be read.
         ExportError: onnxruntime cannot run it.
     """
-    import onnx
-
     from u2export.onnx_graph.expose_outputs import expose_module_outputs
 
-    try:
-        model = onnx.load(artifact.path)
-    except Exception as error:  # protobuf's exceptions are not public, and onnx adds its own
-        raise ArtifactError(f"{artifact.path} cannot be read as ONNX: {error}") from error
+    model = _load_model(artifact.path)
     saliency_name = model.graph.output[0].name
     module_outputs = expose_module_outputs(model, names)
     try:
