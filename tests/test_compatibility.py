@@ -227,6 +227,7 @@ def test_an_old_manifest_beside_a_new_file_is_accepted(
 
 def test_an_old_artifact_is_verified_and_tells_what_it_told(command, old):
     told = json.loads(command("verify", old, "--json").stdout)
+    assert told.pop("properties") == []  # an old certificate does not name them
     assert told == _read("verify.json")
     assert told == _read(f"exported/{OLD}.json")["checks"]["certificate"]
     assert json.loads(command("sensitivity", old, "--json").stdout) == _read("sensitivity.json")
@@ -296,12 +297,13 @@ def test_a_failed_check_leaves_what_it_left(command, old, tmp_path):
     assert found["candidates"][0]["budget"] == kept["candidates"][0]["budget"]
     assert found["candidates"][0]["budget"]["mask_mae"] == 1e-06
     names = [[one["name"] for one in of["candidates"][0]["cases"]] for of in (found, kept)]
-    assert names[0] == names[1]
+    batch = "a batch and its pictures alone"  # a quick check has this one more
+    assert [name for name in names[0] if name != batch] == names[1]
     tests = [
         [case.attrib["name"] for case in ElementTree.parse(path).iter("testcase")]
         for path in (tmp_path / "p.xml", DATA / "parity-failed.xml")
     ]
-    assert tests[0] == tests[1]
+    assert [name for name in tests[0] if name != batch] == tests[1]
     (written,) = (tmp_path / "replays").iterdir()
     assert written.name == REPLAY.name
     with zipfile.ZipFile(written) as new, zipfile.ZipFile(REPLAY) as before:

@@ -92,6 +92,11 @@ def test_a_frame_that_is_cut_short_is_an_error_after_the_whole_ones(quick: Path)
     assert len(sink.getvalue()) == 2 * SIZE[0] * SIZE[1]
 
 
+@pytest.mark.parametrize("text", ["1280x720", "1280X720", "1280×720"])
+def test_a_frames_size_is_written_as_people_do(text: str):
+    assert video.parse_frame_size(text) == (1280, 720)
+
+
 @pytest.mark.parametrize("text", ["1280", "0x10", "axb", "1280x720x3", "-1x5"])
 def test_a_frames_size_is_two_numbers(text: str):
     with pytest.raises(InputError, match=r"WIDTHxHEIGHT|has no pixels"):

@@ -368,7 +368,10 @@ MANIFESTS = [
     ),
     *(
         Attack(f"{name} {value!r}", _set_fact(name, value), RUN_ONE, 4, NOT_A_MANIFEST)
-        for name, value in (("size", 0), ("size", "64"), ("batch", -1), ("outputs", True))
+        for name, value in (
+            *(("size", 0), ("size", "64"), ("size", 10**9), ("batch", -1), ("batch", 2**31)),
+            *(("outputs", True), ("outputs", 10**6)),
+        )
     ),
     Attack(
         "a folder as manifest", in_the_manifests_place(Path.mkdir), RUN_ONE, 4, "it is a folder"

@@ -94,6 +94,15 @@ def test_nobody_who_reads_ends_the_program_quietly(folder: Path):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is Linux's")
+@pytest.mark.parametrize("kilobytes", [500_000, 600_000, 700_000])
+def test_little_memory_is_a_sentence(kilobytes: int, folder: Path):
+    done = _shell(f"ulimit -v {kilobytes}; u2export run a.onnx p.png --out o", folder)
+    assert done.returncode in (0, 3, 5, 7)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("u2export: error: ")
+
+
 def test_a_name_that_the_encoding_lacks_is_printed_with_backslashes(folder: Path):
     picture(folder / "\xfcn\xef\u2603.png")
     done = _shell(

@@ -19,7 +19,7 @@ from u2export.cli import check, environment, measure, run
 from u2export.cli.export import export_command, export_help
 from u2export.cli.options import with_json_target, with_verbosity
 from u2export.core import plugins
-from u2export.errors import U2ExportError
+from u2export.errors import ExportError, U2ExportError
 from u2export.system.console import guard_streams
 from u2export.system.leaving import leave_on_signals
 from u2export.system.progress import Verbosity, say, verbosity
@@ -148,4 +148,7 @@ def _status_of(command: Callable[[], object]) -> int | str | None:
             traceback.print_exc()
         say(f"error: {error}", always=True)
         return error.exit_status
+    except MemoryError:
+        say("error: there is not enough memory for this", always=True)
+        return ExportError.exit_status
     return status

@@ -17,8 +17,9 @@ from u2export.system.documents import first_line, parse_json, parse_model, read_
 
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# Whatever an artifact's own request allows: beyond these a mask shows something else.
-_LEAST_IOU, _LARGEST_MAE = 0.5, 0.25
+# Whatever an artifact's own request allows: beyond these a mask shows something else. An inverted
+# mask has IoU 0. Who asked for the best effort gets it, and its measured loss is the budget.
+_LEAST_IOU, _LARGEST_MAE = 0.25, 0.5
 _TOLERANCE_FACTOR = 3.0  # other pictures may lose this many times what the measured ones lost
 
 
@@ -154,10 +155,11 @@ def budget_for_artifact(artifact: Artifact) -> Budget:
             iou_loss = max(iou_loss, _TOLERANCE_FACTOR * (1 - result.mask_iou))
             mae = max(mae, _TOLERANCE_FACTOR * result.mask_mae)
     factor = max(1.0, iou_loss / (1 - budget.mask_iou), mae / budget.mask_mae)
+    least_iou, largest_mae = (0.0, 1.0) if request.best_effort else (_LEAST_IOU, _LARGEST_MAE)
     return Budget(
         raw_max=None,
-        raw_mean=min(_LARGEST_MAE, factor * budget.raw_mean),
-        mask_mae=min(_LARGEST_MAE, max(mae, budget.mask_mae)),
-        mask_iou=max(_LEAST_IOU, min(1 - iou_loss, budget.mask_iou)),
+        raw_mean=min(largest_mae, factor * budget.raw_mean),
+        mask_mae=min(largest_mae, max(mae, budget.mask_mae)),
+        mask_iou=max(least_iou, min(1 - iou_loss, budget.mask_iou)),
         worst_iou=max(0.0, 1 - factor * (1 - budget.worst_iou)),
     )

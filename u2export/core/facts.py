@@ -10,10 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from u2export.core.enums import Architecture, Precision, Resize, Task
 from u2export.core.models import ModelSpec, PictureSpec
+from u2export.core.requests import MAX_BATCH
 from u2export.errors import ArtifactError
 from u2export.system.documents import first_line, parse_json, parse_model
 
 SCHEMA = 1
+# More would not fit into memory: pixels of the input's side, and outputs.
+MAX_FACTS_SIZE, MAX_OUTPUTS = 8192, 64
 FACTS_KEY = "u2export"
 # Of `Facts.build`, for int8: the share of multiply-adds in int8, and the record of the search.
 INT8_SHARE_KEY, QUANTIZATION_KEY = "int8_share", "quantization"
@@ -84,9 +87,9 @@ class Facts(BaseModel):
     licence: str
     weights: WeightsFacts
     precision: Precision
-    size: Annotated[int, Field(ge=1)]
-    batch: Annotated[int, Field(ge=1)] | None
-    outputs: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=MAX_FACTS_SIZE)]
+    batch: Annotated[int, Field(ge=1, le=MAX_BATCH)] | None
+    outputs: Annotated[int, Field(ge=1, le=MAX_OUTPUTS)]
     channels: str = "RGB"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -282,7 +282,8 @@ def check_companions(artifact: Artifact) -> None:
         ArtifactError: it leaves one out, which may then hold anything.
         DependencyError: its backend cannot be imported.
     """
-    unlisted = [path for path in model_files(artifact) if path.name not in artifact.files]
+    companions = model_files(artifact)[1:]
+    unlisted = [path for path in companions if path.name not in artifact.files]
     if artifact.files and unlisted:
         raise ArtifactError(
             f"{unlisted[0]} belongs to {artifact.path.name}, and its manifest does not list it: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from u2export.system.files import file_sha256, move_into_place, sync, write_byte
 def workspace(target: Path) -> Iterator[Path]:
     """Give a folder beside the target, on the same disk, for one export at a time.
 
-    The folder has a fixed name and a lock. So the next export removes what a killed one left.
+    The folder has a fixed name and a lock. So the next export removes what a killed one left. A
+    failed one leaves neither, and no folder that it made.
 
     Args:
         target: the model file to be published.
@@ -29,6 +31,7 @@ def workspace(target: Path) -> Iterator[Path]:
     Raises:
         ExportError: another export of the target is running.
     """
+    absent = [parent for parent in target.parents if not parent.exists()]  # the deepest first
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
     try:
@@ -37,14 +40,28 @@ def workspace(target: Path) -> Iterator[Path]:
         raise ExportError(f"another export of {target} is running: wait for it") from error
     folder = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            raise ExportError(f"{folder} is in use: close the program that has it open")
-        folder.mkdir()
+        _make_empty(folder)
         yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Removed while it is held: filelock tells an unlinked file from a lock. After a success
+        # the file stays, as filelock advises.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+        for parent in absent:  # what a failure leaves empty
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise ExportError(f"{folder} is in use: close the program that has it open")
+    folder.mkdir()
 
 
 def publish(draft: Artifact, folder: Path, out: Path) -> None:

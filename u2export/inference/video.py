@@ -21,7 +21,7 @@ from u2export.system import ordered_pool
 
 # Mean difference of two consecutive saliency maps, in [0,1]. A larger one starts a new scene.
 SCENE_CHANGE = 0.25
-_SIZE_PATTERN = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE_PATTERN = re.compile(r"(\d{1,5})[xX×](\d{1,5})")
 
 
 @dataclass(frozen=True)
