@@ -103,17 +103,6 @@ def test_a_dynamic_engine_is_the_same_from_another_place_and_environment(
     assert first == _engine(dataclasses.replace(parent, path=other), folder / "b.engine")
 
 
-def test_a_dynamic_engine_is_the_same_from_another_installation(
-    parent: Artifact, folder: Path, tmp_path: Path, monkeypatch
-):
-    first = _engine(parent, folder / "a.engine")
-    elsewhere = tmp_path / "another installation with a much longer path" / "u2export"
-    here = Path(fixed_process.__file__).parents[1]
-    shutil.copytree(here, elsewhere, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("PYTHONPATH", str(elsewhere.parent))
-    assert first == _engine(parent, folder / "b.engine")
-
-
 @pytest.mark.parametrize("note", ["x", "much more than any author would say " * 300])
 def test_what_an_onnx_file_tells_of_itself_does_not_change_a_dynamic_engine(
     note: str, parent: Artifact, folder: Path

@@ -34,6 +34,7 @@ def workspace(target: Path) -> Iterator[Path]:
     absent = [parent for parent in target.parents if not parent.exists()]  # the deepest first
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    was_there = Path(lock.lock_file).exists()
     try:
         lock.acquire()
     except Timeout as error:
@@ -46,8 +47,9 @@ def workspace(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         # Removed while it is held: filelock tells an unlinked file from a lock. After a success
         # the file stays, as filelock advises.
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
+        if not was_there:
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from u2export.system.progress import say
 
 SIGNALLED = 128  # plus the signal's number: the exit status that shells report
 GRACE_S = 5.0
-_WATCHER = "u2export-leaving"
+_WATCHER = "watch-for-signals"
 
 
 def leave_on_signals() -> None:
