@@ -48,10 +48,11 @@ def read_state(path: Path, say: Say) -> State:
         ArtifactError: it is empty, damaged, would run code, or holds no plain tensors.
     """
     head = _read_head(path)
-    if head.startswith((_ZIP, _PICKLE)):
-        document: object = _read_checkpoint(path)
-    elif _is_safetensors(head):
-        document = _read_safetensors(path)
+    # asked first: the length that a safetensors file begins with may look like a pickle's mark
+    if _is_safetensors(head):
+        document: object = _read_safetensors(path)
+    elif head.startswith((_ZIP, _PICKLE)):
+        document = _read_checkpoint(path)
     else:
         raise ArtifactError(
             f"{path} is damaged, or neither a safetensors file nor a PyTorch checkpoint"
