@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+from conftest import POSIX
 
 from u2export.system import ordered_pool
 
@@ -108,3 +110,37 @@ def test_what_was_taken_before_the_items_broke_is_done_first():
 def test_groups_hold_so_many_and_the_last_what_is_left():
     assert list(ordered_pool.in_batches(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(ordered_pool.in_batches([], 3)) == []
+
+
+@POSIX
+def test_whoever_is_interrupted_while_waiting_finds_all_that_was_done():
+    """The signal comes while the first result is waited for, as it nearly always does."""
+
+    class Interrupted(BaseException):
+        pass
+
+    told, unclaimed, done = [], [], []
+    started = threading.Event()
+
+    def work(item: int) -> int:
+        started.set()
+        time.sleep(0.2)
+        done.append(item)
+        return item
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    main = threading.get_ident()
+    threading.Thread(
+        target=lambda: (time.sleep(0.3), signal.pthread_kill(main, signal.SIGUSR1))
+    ).start()
+    try:
+        results = ordered_pool.map_in_order(work, range(50), 2, 1, unclaimed)
+        with pytest.raises(Interrupted):
+            told.extend(results)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sorted(told + unclaimed) == sorted(done)
+    assert len(told + unclaimed) == len(set(done)) < 50

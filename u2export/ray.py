@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from u2export.core.enums import Stage
-from u2export.errors import DependencyError, InputError, U2ExportError, pip_command
+from u2export.errors import (
+    DependencyError,
+    InputError,
+    OutputError,
+    U2ExportError,
+    pip_command,
+)
 from u2export.inference.process import ImageOptions, ImageResult, process_images
 from u2export.inference.segmenter import load
 from u2export.system.files import remove_partials, scratch_folder
@@ -55,6 +61,7 @@ def map_pictures(
     Raises:
         DependencyError: Ray or an object store's package is not installed.
         InputError: there is no such model file; or as for `process.process_images`.
+        OutputError: the disk that takes results is full.
     """
     ray = _import_ray()
     image_options, load_options = image_options or ImageOptions(), dict(load_options or {})
@@ -144,28 +151,34 @@ class _ImageActor:
     def _process(self, pairs: Sequence[_Pair], folder: Path) -> list[_Row]:
         """Process pictures; remote files pass through a local folder."""
         local_pairs, fetch_errors = _fetch_all(pairs, folder)
-        rows: list[_Row] = []
+        rows: dict[int, _Row] = {}
+        index = -1
         try:
             for result in process_images(self._segmenter, local_pairs, self._options):
-                pair, fetch_error = pairs[len(rows)], fetch_errors[len(rows)]
+                # in order, but a picture that a full disk kept from being written is left out
+                done = Path(result.picture), Path(result.output)
+                index = local_pairs.index(done, index + 1)
+                pair, fetch_error = pairs[index], fetch_errors[index]
                 if fetch_error:
                     result.error = fetch_error
                 elif not result.error and _is_remote(pair[1]):
                     _upload(Path(result.output), pair[1])
-                rows.append(_result_row(pair, result))
+                rows[index] = _result_row(pair, result)
         except U2ExportError as error:  # a result cannot be written: this ends the run
             no_result = ImageResult("", "")
-            rows += [_result_row(pair, no_result, str(error)) for pair in pairs[len(rows) :]]
-        return rows
+            for missing in set(range(len(pairs))) - rows.keys():
+                rows[missing] = _result_row(pairs[missing], no_result, error)
+        return [rows[number] for number in range(len(pairs))]
 
 
-def _result_row(pair: _Pair, result: ImageResult, fatal_error: str = "") -> _Row:
+def _result_row(pair: _Pair, result: ImageResult, fatal: U2ExportError | None = None) -> _Row:
     """An outcome as a flat row; `_result_from_row` reads it. A stage not reached has time -1."""
     return {
         "picture": pair[0],
         "result": pair[1],
         "error": result.error.replace(str(result.picture), pair[0]) if result.error else "",
-        "fatal": fatal_error,
+        "fatal": str(fatal or ""),
+        "full": isinstance(fatal, OutputError),
         "width": result.size[0],
         "height": result.size[1],
         "sha256": result.sha256,
@@ -176,7 +189,7 @@ def _result_row(pair: _Pair, result: ImageResult, fatal_error: str = "") -> _Row
 
 def _result_from_row(row: Mapping[str, Any]) -> ImageResult:
     if row["fatal"]:
-        raise InputError(row["fatal"])
+        raise (OutputError if row["full"] else InputError)(row["fatal"])
     return ImageResult(
         _path_or_address(row["picture"]),
         _path_or_address(row["result"]),
@@ -201,7 +214,7 @@ def _fetch_all(pairs: Sequence[_Pair], folder: Path) -> tuple[list[tuple[Path, P
             local_pairs.append(_fetch(pair, folder / str(index)))
             errors.append("")
         except (InputError, DependencyError) as error:
-            local_pairs.append((folder / "absent", folder / "none"))
+            local_pairs.append((folder / str(index) / "absent", folder / str(index) / "none"))
             errors.append(str(error))
     return local_pairs, errors
 

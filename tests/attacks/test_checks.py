@@ -17,7 +17,7 @@ from attacks.table import picture
 from onnx import TensorProto, helper
 
 from u2export.core.digest import text_with_digest
-from u2export.errors import ArtifactError, InputError
+from u2export.errors import ArtifactError, InputError, OutputError
 from u2export.parity.replay import replay_failure
 from u2export.parity.replay_archive import ReplayArchive
 from u2export.system.files import file_sha256
@@ -103,6 +103,36 @@ def test_one_candidate_that_is_refused_does_not_hide_the_others(command, folder:
     assert "refused" in (folder / "h.html").read_text()
 
 
+def test_one_file_that_is_refused_does_not_hide_the_others_from_a_benchmark(command, folder):
+    (folder / "damaged.onnx").write_bytes(b"no network at all")
+    words = ("bench", ONNX, "damaged.onnx", "--model", "u2netp-demo", "--reference", ONNX)
+    done = command(*words, "--duration", "1", "--json", "b.json")
+    assert "Traceback" not in done.stderr
+    rows = {row["file"]: row for row in json.loads((folder / "b.json").read_text())["rows"]}
+    assert rows["damaged.onnx"]["failed"].startswith("it was refused: ")
+    assert rows[ONNX]["latency"]["median"] > 0
+    assert done.returncode == 6, done.stderr
+
+
+def test_a_file_that_another_tool_rewrote_is_that_tools_file(command, exported, tmp_path):
+    model = onnx.load(exported / "u2netp-demo-fp32.onnx")
+    model.producer_name = "another tool"
+    onnx.save(model, tmp_path / "rewritten.onnx")
+    picture(tmp_path / "p.png")
+    done = command("run", "rewritten.onnx", "p.png")
+    assert done.returncode == 4
+    assert "was changed after it was exported" in done.stderr
+    assert "name its model, as in --model u2net, to take it as another tool's file" in done.stderr
+    done = command("run", "rewritten.onnx", "p.png", "--model", "u2netp-demo", "--out", "o.png")
+    assert done.returncode == 0, done.stderr
+    assert "it is taken as another tool's file" in done.stderr
+    assert (
+        command("run", exported / "u2netp-demo-fp32.onnx", "p.png", "--out", "p2.png").returncode
+        == 0
+    )
+    assert (tmp_path / "o.png").read_bytes() == (tmp_path / "p2.png").read_bytes()
+
+
 def test_an_inverted_mask_passes_no_budget_of_its_own(command, folder: Path):
     model = onnx.load(folder / ONNX)
     graph, name = model.graph, model.graph.output[0].name
@@ -185,13 +215,27 @@ def _arrays(**changes: Any) -> bytes:
 
 
 def _header_of(shape: str) -> bytes:
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return _header_text(
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    )
+
+
+def _header_text(text: str) -> bytes:
     npy = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
     source, target = io.BytesIO(_arrays()), io.BytesIO()
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             new.writestr(name, npy if name == "found_saliency.npy" else old.read(name))
     return target.getvalue()
+
+
+def _list_of(count: int) -> bytes:
+    """An archive whose list names one empty entry so often, though it has none."""
+    entry = b"PK\1\2" + bytes(42) + b"x"
+    entry = entry[:28] + (1).to_bytes(2, "little") + entry[30:]
+    listed = entry * count
+    end = b"PK\5\6" + bytes(4) + (0xFFFF).to_bytes(2, "little") * 2
+    return listed + end + len(listed).to_bytes(4, "little") + bytes(6)
 
 
 def _npy() -> bytes:
@@ -210,6 +254,17 @@ CHANGES: dict[str, dict[str, bytes | None]] = {
     "arrays that are no archive": {"arrays.npz": b"PK\3\4"},
     "a header of 4 TiB": {"arrays.npz": _header_of("(1048576, 1048576)")},
     "a negative shape": {"arrays.npz": _header_of("(-1, 64)")},
+    **{
+        f"a header of {text!r}": {"arrays.npz": _header_text(f"{text}\n")}
+        for text in (
+            "{[]: 1}",
+            "{1: 2, 'a': 3}",
+            "((",
+            "{'descr': 'f4,(', 'shape': (1,)}",
+            "  x\n y",
+        )
+    },
+    "a long list of entries": {"arrays.npz": _list_of(60_000)},
     "text as saliency": {"arrays.npz": _arrays(found_saliency=np.array(["a"]))},
     "objects as saliency": {"arrays.npz": _arrays(found_saliency=np.array([{}], dtype=object))},
     "one array less": {"arrays.npz": _arrays(found_mask=None)},
@@ -263,6 +318,23 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch):
     archive = ReplayArchive(tmp_path / "r.zip")
     with pytest.raises(ArtifactError, match="it unpacks to more than 10000000 bytes"):
         archive.read("replay.json")
+    archive.close()
+
+
+def test_a_long_list_of_entries_is_not_read(tmp_path: Path):
+    (tmp_path / "r.zip").write_bytes(_list_of(60_000))
+    with pytest.raises(ArtifactError, match="its list of entries is too long"):
+        ReplayArchive(tmp_path / "r.zip")
+
+
+def test_a_disk_that_is_full_while_unpacking_is_no_damage(tmp_path: Path):
+    class Full(io.BytesIO):
+        def write(self, content: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    archive = ReplayArchive(REPLAY)
+    with pytest.raises(OutputError, match="could not be written: No space left on device"):
+        archive.unpack("replay.json", Full())
     archive.close()
 
 

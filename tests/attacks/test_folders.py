@@ -13,6 +13,14 @@ from pathlib import Path
 
 from attacks.table import SMALL_PICTURE, picture
 from conftest import POSIX
+from PIL import Image
+
+from u2export.images.decode import (
+    MAX_COUNTED_PAGES,
+    count_frames,
+    decode_image,
+    read_header,
+)
 
 # Stands for the plug-in: a "HEIF" file is here a PNG behind twelve bytes.
 PLUGIN = """
@@ -78,3 +86,26 @@ def _wait_for(path: Path) -> None:
             return
         time.sleep(0.25)
     raise AssertionError(f"{path} never came")
+
+
+def test_a_broken_second_page_does_not_cost_the_first(command, quick: Path, tmp_path: Path):
+    path = tmp_path / "p.tif"
+    SMALL_PICTURE.save(path, save_all=True, append_images=[SMALL_PICTURE])
+    content = bytearray(path.read_bytes())
+    first = int.from_bytes(content[4:8], "little")
+    entries = int.from_bytes(content[first : first + 2], "little")
+    link = first + 2 + 12 * entries  # where the second page's directory is said to be
+    second = int.from_bytes(content[link : link + 4], "little")
+    content[second : second + 2] = (0).to_bytes(2, "little")  # it has no entries
+    path.write_bytes(content)
+    done = command("run", quick, "p.tif", "--out", "o")
+    assert (done.returncode, done.stdout) == (0, "o/p.png\n"), done.stderr
+
+
+def test_pages_are_counted_within_a_bound(tmp_path: Path):
+    path = tmp_path / "p.tif"
+    dot = Image.new("L", (1, 1))
+    dot.save(path, save_all=True, append_images=[dot] * 150)
+    header = read_header(path)
+    assert count_frames(header) == MAX_COUNTED_PAGES == 100
+    assert decode_image(header).size == (1, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -128,6 +130,15 @@ def test_closing_waits_for_calls_under_way_and_refuses_later_ones(suffix: str, s
     assert outcomes == ["this runner is closed: open the artifact again"] * 8
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_closed_runner_streams_nothing(suffix: str, small: Path):
+    runner = registry.open_runner(registry.open_artifact(small / f"u2netp-demo-fp32-64-bN{suffix}"))
+    runner.close()
+    x = np.zeros((1, 3, runner.size, runner.size), np.float32)
+    with pytest.raises(InputError, match="this runner is closed"):
+        list(runner.stream([x]))
+
+
 def test_a_picture_that_holds_no_numbers_is_refused(quick: Path):
     with registry.open_runner(registry.open_artifact(quick)) as runner:
         for value in (np.nan, np.inf):
@@ -145,3 +156,36 @@ def test_a_batch_that_no_memory_holds_is_refused(quick: Path, tmp_path: Path, co
     done = command("run", "huge.onnx", "p.png", "--model", "u2netp")
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@POSIX
+def test_nobody_who_reads_standard_error_does_not_keep_the_process(endless: Path):
+    folder = endless.parent
+    picture(folder / "p.png")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(65536))
+    os.set_blocking(writing, True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "u2export", "run", endless.name, "p.png", "--model", "u2netp"],
+        cwd=folder,
+        stderr=writing,
+    )
+    os.close(writing)
+    _wait_until_it_computes(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    os.close(reading)
+
+
+def test_a_dead_disk_does_not_keep_the_process():
+    code = (
+        "import os\n"
+        "from u2export.system import leaving\n"
+        "def dead(): raise OSError(116, 'Stale file handle')\n"
+        "leaving.remove_own_partials = dead\n"
+        "leaving._leave_at_once(15)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143

@@ -81,6 +81,11 @@ def test_a_closed_standard_input_is_that_pictures_failure(folder: Path):
     assert done.stderr.startswith("u2export: error: standard input is closed\n")
 
 
+def test_a_video_without_standard_input_is_a_sentence(folder: Path):
+    done = _shell("u2export video a.onnx --frame 64x48 <&-", folder)
+    assert (done.returncode, done.stderr) == (2, "u2export: error: standard input is closed\n")
+
+
 def test_nobody_who_reads_ends_the_program_quietly(folder: Path):
     done = _shell("{ u2export backends --json; echo $? >&2; } | true", folder)
     assert done.stderr in ("141\n", "0\n")  # 0 where all was written before the pipe closed

@@ -27,6 +27,7 @@ from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.network import checkpoint
 from u2export.network.u2net import U2Net, current_module
 from u2export.system import hardware
+from u2export.system.documents import first_line
 from u2export.system.progress import say
 
 _DTYPES = {
@@ -99,7 +100,7 @@ class TorchRunner(Runner):
                 result = forward(batch).to("cpu", torch.float32).contiguous()
                 y: Array = result.numpy().copy()
         except RuntimeError as error:
-            raise ExportError(f"torch {torch.__version__} failed: {_first_line(error)}") from error
+            raise ExportError(f"torch {torch.__version__} failed: {first_line(error)}") from error
         return y
 
     def _on_device(self, x: Array, count: int) -> list[float]:
@@ -154,14 +155,10 @@ def _load_on_device(artifact: Artifact, device: Device, dtype: torch.dtype) -> U
         network = network.to(device.value, dtype)
     except RuntimeError as error:
         raise DependencyError(
-            f"torch {torch.__version__} cannot use {device}: {_first_line(error)}"
+            f"torch {torch.__version__} cannot use {device}: {first_line(error)}"
         ) from error
     # torch's stubs know `memory_format` for tensors only
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).splitlines()[0]
 
 
 class _OperationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hook has no types

@@ -100,7 +100,7 @@ class Row(FrozenModel):
         device: device that ran the file.
         threads: number of threads for computation.
         batch: pictures per call.
-        size: side of the network's input, pixels.
+        size: side of the network's input, pixels; 0 where the file cannot be read.
         files: sha256 of each file, by file name.
         size_mb: total size of these files.
         runtime: name and version of the runtime.
@@ -131,7 +131,7 @@ class Row(FrozenModel):
     device: str = "cpu"
     threads: _Count = 1
     batch: _Count = 1
-    size: _Count = 320
+    size: Annotated[int, Field(ge=0)] = 320
     files: dict[str, str] = Field(default_factory=dict)
     size_mb: _Amount = 0.0
     runtime: str = ""

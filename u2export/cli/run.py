@@ -312,8 +312,10 @@ class _Reporter:
             print_result(result.output, self._stdout)
         for note in result.notes:
             say(note)
-        if self._journal:
-            self._journal.add(result)
+        journal, self._journal = self._journal, None  # a log that failed is not tried again
+        if journal:
+            journal.add(result)
+            self._journal = journal
 
 
 def _process_rounds(
@@ -382,6 +384,8 @@ def video(
         resample=resample,
         at_once=MAX_THREADS,
     )
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
     with segmenter, phases() as phase:
         phase("segmenting frames")
         count = video.convert_video(segmenter, sys.stdin.buffer, sys.stdout.buffer, frame_format)

@@ -43,16 +43,14 @@ def workspace(target: Path) -> Iterator[Path]:
     try:
         _make_empty(folder)
         yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        # Removed while it is held: filelock tells an unlinked file from a lock. After a success
-        # the file stays, as filelock advises.
-        if not was_there:
-            with contextlib.suppress(OSError):
-                Path(lock.lock_file).unlink()
-        raise
+        was_there = True  # after a success the lock's file stays, as filelock advises
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not was_there:
+            # Last of all while it is held, since another export may start from here on: filelock
+            # tells an unlinked file from a lock.
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
         lock.release()
         for parent in absent:  # what a failure leaves empty
             with contextlib.suppress(OSError):

@@ -21,6 +21,7 @@ from u2export.system.documents import first_line, open_regular
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "RGBa"})  # with an RGB profile
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: width and height are swapped
+MAX_COUNTED_PAGES = 100
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
@@ -102,15 +103,33 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
 def count_frames(header: Image.Image) -> int:
     """How many pictures a file holds, such as frames of an animation or pages.
 
-    A camera's preview beside the picture does not count.
+    A camera's preview beside the picture does not count, nor does what comes after damage.
 
     Args:
         header: from `read_header`.
+
+    Returns:
+        1 to `MAX_COUNTED_PAGES` for TIFF, whose pages Pillow finds one after another.
     """
     if header.format not in FORMATS_OF_SEVERAL:
         return 1
-    with _translate_errors(_source_name(header)):
-        return int(getattr(header, "n_frames", 1))
+    try:
+        return _count_pages(header) if header.format == "TIFF" else header.n_frames  # type: ignore[attr-defined]  # of the formats' own classes
+    except Exception:  # the first picture may be whole: decoding will tell
+        return 1
+
+
+def _count_pages(header: Image.Image) -> int:
+    count = 1
+    try:
+        while count < MAX_COUNTED_PAGES:
+            header.seek(count)
+            count += 1
+    except EOFError:
+        pass
+    finally:
+        header.seek(0)
+    return count
 
 
 def decode_image(header: Image.Image, *, min_side: int | None = None) -> DecodedImage:
@@ -139,6 +158,8 @@ def _apply_orientation(image: Image.Image) -> None:
     """Apply the EXIF orientation in place: the caller owns the picture, so no copy is needed."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except Exception:  # the pixels are upright by now; other EXIF values cannot be written back
         image.info.pop("exif", None)
 

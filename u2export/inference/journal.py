@@ -50,8 +50,10 @@ class Journal:
             "error": result.error or None,
             "ms": {stage: round(ms, 2) for stage, ms in result.ms.items()},
         }
+        line = memoryview((json.dumps(entry | self._artifact) + "\n").encode())
         try:
-            self._file.write((json.dumps(entry | self._artifact) + "\n").encode())
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise write_error(self._path, error) from error
 

@@ -156,12 +156,17 @@ def process_images(
     """
     image_options = image_options or ImageOptions()
     image_options.check(segmenter.artifact)
-    processor = _ImageProcessor(segmenter, image_options)
+    processor = _ImageProcessor(segmenter, image_options, unclaimed)
     batches = ordered_pool.in_batches(targets, segmenter.batch)
     for results in ordered_pool.map_in_order(
         processor.process_batch, batches, segmenter.workers, ahead=1, unclaimed=unclaimed
     ):
-        yield from results
+        untold = iter(results)
+        try:
+            yield from untold
+        finally:  # the caller stopped in the middle of a batch
+            if unclaimed is not None and (rest := list(untold)):
+                unclaimed.append(rest)
     if processor.failure:
         raise processor.failure
 
@@ -180,8 +185,14 @@ class _ImageTask:
 class _ImageProcessor:
     """Processes batches of pictures; several threads share it."""
 
-    def __init__(self, segmenter: Segmenter, image_options: ImageOptions) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        image_options: ImageOptions,
+        unclaimed: list[list[ImageResult]] | None = None,
+    ) -> None:
         self._segmenter, self._options = segmenter, image_options
+        self._unclaimed = [] if unclaimed is None else unclaimed
         self.failure: OutputError | None = None  # after which nothing can be written
         self._pixel_budget = ordered_pool.MemoryBudget(MAX_PIXELS_IN_MEMORY)
         # Half of the threads may compress WebP at once; the others compute the network meanwhile.
@@ -192,17 +203,24 @@ class _ImageProcessor:
         if self.failure:
             return []
         results = [ImageResult(picture, output) for picture, output in pairs]
+        written: list[ImageResult] = []
+        try:
+            self._process(results, written)
+        except BaseException:  # such as a signal's
+            self._unclaimed.append(written)
+            raise
+        return [result for result in results if result.error or any(result is w for w in written)]
+
+    def _process(self, results: Sequence[ImageResult], written: list[ImageResult]) -> None:
+        """Process pictures; add those whose results were written to `written` at once."""
         with ExitStack() as stack:
             tasks = [task for result in results if (task := self._open(result, stack))]
             pixel_count = sum(task.pixel_count for task in tasks)
             stack.enter_context(self._pixel_budget.taken(pixel_count))
             inputs = {task: x for task in tasks if (x := self._preprocess(task)) is not None}
-            written = [
-                id(task.result)
-                for task, saliency in zip(inputs, self._infer(inputs), strict=False)
-                if self._try_write(task, saliency)
-            ]
-        return [result for result in results if result.error or id(result) in written]
+            for task, saliency in zip(inputs, self._infer(inputs), strict=False):
+                if self._try_write(task, saliency):
+                    written.append(task.result)
 
     def _open(self, result: ImageResult, stack: ExitStack) -> _ImageTask | None:
         """Open a picture's file and read its header; None where that fails."""

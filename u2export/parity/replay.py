@@ -278,10 +278,11 @@ def _read_replay(path: Path, folder: Path) -> _Replay:
 
 def _unpack(archive: ReplayArchive, name: str, target: Path) -> None:
     try:
-        with target.open("xb") as file:
-            archive.unpack(name, file)
-    except OSError as error:  # such as two entries of one name
+        file = target.open("xb")
+    except OSError as error:  # such as two entries of one name, or a name that no disk takes
         raise archive.damage(error) from error
+    with file:
+        archive.unpack(name, file)
 
 
 def _read_traces(archive: ReplayArchive) -> tuple[PipelineTrace, PipelineTrace]:

@@ -5,27 +5,70 @@ from __future__ import annotations
 import io
 import lzma
 import math
+import os
+import re
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from u2export.errors import ArtifactError, InputError
 from u2export.system.documents import first_line, open_regular
+from u2export.system.files import write_error
 
 MAX_UNPACKED_BYTES = 1 << 30  # of all entries together; the full network's files have 0.2 GB
-_MAX_ENTRIES = 100
+# Of zip's record at the end, of the comment behind it, and of a list of some hundred entries.
+_END_BYTES, _MAX_COMMENT_BYTES, _MAX_LIST_BYTES = 22, 65_535, 65_536
+_END_MARK, _END_MARK_64 = b"PK\x05\x06", b"PK\x06\x07"
 _CHUNK_BYTES = 1 << 20
 # What zipfile, its decompressors and NumPy raise on damaged content.
 _DAMAGES = (
-    *(OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, struct.error),
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
 )
+
+
+def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """Open an archive whose list of entries is short.
+
+    zipfile reads the whole list at once, and a list of millions is small when it is compressed. So
+    the list's size is taken from the record at the archive's end; wherever such a record could be.
+
+    Raises:
+        zipfile.BadZipFile: it is no archive, or its list is long.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_BYTES - _MAX_COMMENT_BYTES))
+    tail = file.read()
+    for found in re.finditer(_END_MARK, tail):
+        record = tail[found.start() : found.start() + _END_BYTES]
+        listed = int.from_bytes(record[12:16], "little")
+        if len(record) == _END_BYTES and _MAX_LIST_BYTES < listed <= size:
+            raise zipfile.BadZipFile("its list of entries is too long")
+    if _END_MARK_64 in tail:  # its list may be of any length, and none of ours has it
+        raise zipfile.BadZipFile("it is an archive of over 4 GB, or pretends to be")
+    return zipfile.ZipFile(file)
+
+
+def _write(target: BinaryIO, content: bytes) -> None:
+    """Write, so that a full disk is not taken for damage."""
+    try:
+        target.write(content)
+    except OSError as error:
+        raise write_error(Path(str(getattr(target, "name", "memory"))), error) from error
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array; NumPy parses it as Python and raises what its parser raises."""
+    try:
+        return np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # SyntaxError, TypeError, TokenError and more
+        raise ValueError(f"an array has a damaged header: {first_line(error)}") from error
 
 
 class ReplayArchive:
@@ -46,9 +89,7 @@ class ReplayArchive:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         try:
-            self._archive = zipfile.ZipFile(self._file)
-            if len(self._archive.namelist()) > _MAX_ENTRIES:
-                raise zipfile.BadZipFile("it has too many entries")
+            self._archive = _open_zip(self._file)
         except _DAMAGES as error:
             self._file.close()
             raise self.damage(error) from error
@@ -77,6 +118,7 @@ class ReplayArchive:
 
         Raises:
             ArtifactError: it is absent, damaged or too large.
+            OutputError: the disk is full.
         """
         try:
             with self._archive.open(name) as entry:
@@ -84,7 +126,7 @@ class ReplayArchive:
                     self._left -= len(chunk)
                     if self._left < 0:
                         raise ValueError(f"it unpacks to more than {MAX_UNPACKED_BYTES} bytes")
-                    target.write(chunk)
+                    _write(target, chunk)
         except _DAMAGES as error:
             raise self.damage(error) from error
 
@@ -100,7 +142,7 @@ class ReplayArchive:
         """
         inner = io.BytesIO(self.read(name))
         try:
-            with zipfile.ZipFile(inner) as archive:
+            with _open_zip(inner) as archive:
                 return {key: self._array(archive, key, *kind) for key, kind in kinds.items()}
         except _DAMAGES as error:
             raise self.damage(error) from error
@@ -115,7 +157,7 @@ class ReplayArchive:
             version = np.lib.format.read_magic(entry)
             if version != (1, 0):
                 raise ValueError(f"{key} has an unknown header")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(entry)
+            shape, fortran, dtype = _read_header(entry)
             count = math.prod(shape)
             if dtype != np.dtype(kind) or len(shape) != dimensions:
                 raise ValueError(f"{key} is {dtype} {shape}")

@@ -12,6 +12,7 @@ import os
 import select
 import sys
 import unicodedata
+from abc import abstractmethod
 from typing import Any, TextIO
 
 from u2export.errors import OutputError
@@ -142,9 +143,9 @@ class _Guard(io.RawIOBase):
             except BlockingIOError:  # its other end reads slowly, and asked not to be waited for
                 select.select([], [self._descriptor], [])
 
+    @abstractmethod
     def _fail(self, error: OSError) -> None:
         """React to the first failure."""
-        raise NotImplementedError
 
 
 class _OutputGuard(_Guard):

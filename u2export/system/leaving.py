@@ -20,6 +20,7 @@ from u2export.system.progress import say
 
 SIGNALLED = 128  # plus the signal's number: the exit status that shells report
 GRACE_S = 5.0
+TELLING_S = 1.0
 _WATCHER = "watch-for-signals"
 
 
@@ -68,10 +69,15 @@ def _leaving_number(reading: int) -> int:
 
 def _leave_after_grace(number: int) -> None:
     time.sleep(GRACE_S)
-    say(f"something still computes after {GRACE_S:g} s: it is left as it is", always=True)
+    sentence = f"something still computes after {GRACE_S:g} s: it is left as it is"
+    telling = threading.Thread(target=say, args=(sentence,), kwargs={"always": True}, daemon=True)
+    telling.start()
+    telling.join(TELLING_S)  # nobody may read standard error any more
     _leave_at_once(number)
 
 
 def _leave_at_once(number: int) -> NoReturn:
-    remove_own_partials()
-    os._exit(SIGNALLED + number)
+    try:
+        remove_own_partials()
+    finally:  # whatever a dead disk raises
+        os._exit(SIGNALLED + number)

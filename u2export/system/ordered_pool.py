@@ -53,9 +53,9 @@ def map_in_order(
                 broken = error
                 break
             if len(pending) >= workers + ahead:
-                yield pending.popleft().result()
+                yield _take_first(pending)
         while pending:
-            yield pending.popleft().result()
+            yield _take_first(pending)
         if broken:
             raise broken
     finally:
@@ -63,6 +63,13 @@ def map_in_order(
         if unclaimed is not None:
             ended = (one for one in pending if not one.cancelled() and not one.exception())
             unclaimed += [one.result() for one in ended]
+
+
+def _take_first(pending: deque[Future[Result]]) -> Result:
+    """Wait for the first result. Whoever interrupts the waiting finds it in the queue still."""
+    result = pending[0].result()
+    pending.popleft()
+    return result
 
 
 def in_batches(items: Iterable[Item], count: int) -> Iterator[list[Item]]:

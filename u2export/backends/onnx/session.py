@@ -12,6 +12,7 @@ from u2export.core.enums import Device
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.system import hardware
+from u2export.system.documents import first_line
 
 PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 # float32 on CUDA means float32: by default convolutions would run in TF32.
@@ -33,7 +34,7 @@ def open_session(path: Path, options: ort.SessionOptions, device: Device) -> ort
     try:
         session = ort.InferenceSession(str(path), options, providers=[(provider, provider_options)])
     except Exception as error:  # onnxruntime's exceptions share no public base
-        reason = _first_line(error)
+        reason = first_line(error)
         if device is not Device.CPU:
             open_session(path, options, Device.CPU)  # raises if the file is at fault
             raise DependencyError(
@@ -91,8 +92,4 @@ def unoptimized_session(model) -> Callable[..., Sequence[Array]]:  # type: ignor
 
 def run_error(error: Exception) -> ExportError:
     """Translate what onnxruntime raises while it computes."""
-    return ExportError(f"onnxruntime {ort.__version__} failed: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return ExportError(f"onnxruntime {ort.__version__} failed: {first_line(error)}")

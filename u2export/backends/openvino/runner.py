@@ -73,6 +73,7 @@ class OpenvinoRunner(Runner):
 
     def stream(self, inputs: Iterable[Array]) -> Iterator[Array]:
         """Compute many inputs, with as many calls at once as `RunSpec.streams`."""
+        self._check_open()
         idle = [self._compiled.create_infer_request() for _ in range(self._run_spec.streams)]
         pending: deque[tuple[ov.InferRequest, Array]] = deque()
         try:
