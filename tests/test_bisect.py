@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from attacks.judge import cheats
 from conftest import DEMO, SMALL
 from onnx import numpy_helper
 
 from u2export.compare.budgets import BUDGETS
 from u2export.core import registry
-from u2export.core.artifact import Artifact, read_artifact
+from u2export.core.artifact import Artifact
 from u2export.core.enums import Precision
 from u2export.core.models import PictureSpec
 from u2export.errors import DependencyError, InputError, ParityError
@@ -26,7 +26,6 @@ from u2export.network import weights
 from u2export.parity.bisect import bisect_artifact, raise_if_culprit
 from u2export.parity.bisect_report import format_bisection
 from u2export.system import hardware
-from u2export.system.files import file_sha256
 
 FP32 = BUDGETS[Precision.FP32]
 FACTOR = 1.5
@@ -202,11 +201,7 @@ def test_the_command_names_the_module_with_status_6(command, tmp_path, small, wh
     node = next(n for n in broken.graph.node if n.name.startswith("stage4.rebnconv2."))
     item = next(i for i in broken.graph.initializer if i.name == node.input[1])
     item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 2, item.name))
-    onnx.save(broken, tmp_path / path.name)
-    shutil.copy(f"{path}.json", tmp_path)
-    manifest = read_artifact(path).manifest
-    files = {path.name: file_sha256(tmp_path / path.name)}
-    (tmp_path / f"{path.name}.json").write_text(manifest.model_copy(update={"files": files}).text())
+    cheats.save(broken, path, tmp_path / path.name)
     done = command("bisect", path, path.name, "--picture", "p.png", "--html", "growth.html")
     assert done.returncode == 6
     page = (tmp_path / "growth.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -133,14 +134,16 @@ def test_whoever_is_interrupted_while_waiting_finds_all_that_was_done():
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     main = threading.get_ident()
-    threading.Thread(
+    interrupter = threading.Thread(
         target=lambda: (time.sleep(0.3), signal.pthread_kill(main, signal.SIGUSR1))
-    ).start()
+    )
+    interrupter.start()
     try:
-        results = ordered_pool.map_in_order(work, range(50), 2, 1, unclaimed)
+        results = ordered_pool.map_in_order(work, itertools.count(), 2, 1, unclaimed)
         with pytest.raises(Interrupted):
             told.extend(results)
     finally:
+        interrupter.join()  # or its signal could meet no handler, which ends the process
         signal.signal(signal.SIGUSR1, before)
     assert sorted(told + unclaimed) == sorted(done)
     assert len(told + unclaimed) == len(set(done)) < 50

@@ -488,7 +488,7 @@ def test_all_cases_judge_the_properties_too(copied: Path):
     names = ["the same twice", "a batch and its pictures alone", "one thread and all", "rebuilt"]
     assert list(properties) == names
     assert properties["rebuilt"] == ""
-    assert len(report.candidates[0].cases) == 8 + 19 + 4
+    assert len(report.candidates[0].cases) == 8 + 8 + 19 + 4
 
 
 def test_a_batch_that_is_not_its_pictures_fails():

@@ -18,7 +18,7 @@ from torch import nn
 
 from u2export.backends.tensorrt import build
 from u2export.backends.tensorrt.build import export, prepare_onnx
-from u2export.compare.budgets import BUDGETS, budget_for_artifact
+from u2export.compare.budgets import BUDGETS, budget_for, requested_budget
 from u2export.compare.metrics import compare_maps
 from u2export.core import registry
 from u2export.core.artifact import converted_facts
@@ -775,23 +775,25 @@ def test_a_foreign_file_is_not_said_to_be_calibrated(made: Path):
     assert theirs.int8_share is None
 
 
-def test_a_file_is_held_to_what_was_asked_of_it_and_no_closer(made: Path):
+def test_an_export_is_held_to_what_was_asked_of_it_and_no_closer(made: Path):
     artifact = registry.open_artifact(made / f"{STEM}.onnx")
-    budget = budget_for_artifact(artifact)  # 0.9 and 0.03 were asked
+    budget = requested_budget(artifact)  # 0.9 and 0.03 were asked
     assert (budget.mask_iou, budget.mask_mae) == (0.9, 0.03)
     assert budget.worst_iou < 0.8
     strict = artifact.facts.quantization.model_copy(update={"min_iou": 0.9999, "max_mae": 1e-5})
-    assert budget_for_artifact(artifact.with_facts(quantization=strict)) == BUDGETS[Precision.INT8]
+    assert requested_budget(artifact.with_facts(quantization=strict)) == BUDGETS[Precision.INT8]
     found = read_int8_record(artifact)
     poor = found.model_copy(
         update={"result": found.result.model_copy(update={"mask_iou": 0.8, "mask_mae": 0.05})}
     )
     effort = artifact.facts.quantization.model_copy(update={"best_effort": True})
     notes = {**artifact.facts.build, QUANTIZATION_KEY: poor.model_dump_json()}
-    held = budget_for_artifact(artifact.with_facts(quantization=effort, build=notes))
+    held = requested_budget(artifact.with_facts(quantization=effort, build=notes))
     assert held.mask_iou == pytest.approx(0.4)  # three times what was lost
     assert held.mask_mae == pytest.approx(0.15)
     assert held.raw_mean < 1
+    for judged in (artifact, artifact.with_facts(quantization=effort, build=notes)):
+        assert budget_for(judged) == BUDGETS[Precision.INT8]  # a judge asks nobody
 
 
 # --- what ran

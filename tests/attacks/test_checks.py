@@ -133,35 +133,6 @@ def test_a_file_that_another_tool_rewrote_is_that_tools_file(command, exported, 
     assert (tmp_path / "o.png").read_bytes() == (tmp_path / "p2.png").read_bytes()
 
 
-def test_an_inverted_mask_passes_no_budget_of_its_own(command, folder: Path):
-    model = onnx.load(folder / ONNX)
-    graph, name = model.graph, model.graph.output[0].name
-    for node in graph.node:
-        node.output[:] = ["whole" if output == name else output for output in node.output]
-        node.input[:] = ["whole" if tensor == name else tensor for tensor in node.input]
-    graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
-    graph.node.append(helper.make_node("Sub", ["one", "whole"], [name]))
-    request = {"calibration": [], "min_iou": 0.0, "max_mae": 1.0, "best_effort": False, "seed": 0}
-    facts = {"precision": "int8", "quantization": request}
-    _save_as_ours(model, folder / ONNX, folder / "inverted.onnx", **facts)
-    done = command("parity", ONNX, "inverted.onnx")
-    assert done.returncode == 6, done.stdout + done.stderr
-
-
-def test_a_file_that_the_manifest_leaves_out_is_no_part_of_an_artifact(command, small, tmp_path):
-    for path in small.glob("u2netp-demo-fp32-64-bN.*"):
-        shutil.copy(path, tmp_path)
-    xml = tmp_path / "u2netp-demo-fp32-64-bN.xml"
-    weights = xml.with_suffix(".bin")
-    weights.write_bytes(bytes(weights.stat().st_size))
-    _manifest(xml, lambda m: m["files"].pop(weights.name))
-    picture(tmp_path / "p.png")
-    for words in (("run", xml.name, "p.png"), ("verify", xml.name)):
-        done = command(*words)
-        assert done.returncode == 4, done.stderr
-        assert "its manifest does not list it: export it again" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -181,14 +152,6 @@ def test_a_certificate_that_contradicts_itself_is_none(change, sentence, command
     done = command("verify", ONNX)
     assert done.returncode == 4, done.stderr
     assert sentence in done.stderr
-
-
-def test_a_manifest_that_contradicts_the_file_is_noticed(command, folder: Path):
-    assert command("parity", "torch", ONNX).returncode == 0
-    _manifest(folder / ONNX, lambda m: m["facts"].update(resize="bilinear"))
-    done = command("verify", ONNX)
-    assert done.returncode == 4
-    assert "says other facts inside than its manifest does" in done.stderr
 
 
 # --- replay files

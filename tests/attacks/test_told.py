@@ -56,7 +56,8 @@ def test_a_full_disk(workers: int, batch: int, quick, pairs, tmp_path, monkeypat
         with pytest.raises(OutputError, match="full"):
             told.extend(names)
     assert set(told) == _written(tmp_path)
-    assert {"0.png", "1.png", "2.png", "3.png"} <= set(told)
+    if workers == 1:  # several may find the disk full before an earlier batch is written
+        assert {"0.png", "1.png", "2.png", "3.png"} <= set(told)
     assert len(told) == len(set(told)) < COUNT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from u2export.core.enums import Device, Precision
 from u2export.core.execution import UNKNOWN, Execution, Layer
 from u2export.core.facts import FACTS_KEY, Facts
 from u2export.core.requests import ExportSpec, RunSpec
+from u2export.core.stored import StoredTensor, possible_precisions
 from u2export.errors import ArtifactError, DependencyError, ExportError
 from u2export.network import checkpoint
 from u2export.network.u2net import U2Net, current_module
@@ -35,6 +37,7 @@ _DTYPES = {
     Precision.FP16: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
+_STORED = {"F32": Precision.FP32, "F16": Precision.FP16, "BF16": Precision.BF16}
 _DTYPE_NAMES = {dtype: str(precision) for precision, dtype in _DTYPES.items()}
 # Operations that move or convert values and compute nothing.
 _DATA_MOVEMENT = frozenset(
@@ -249,6 +252,26 @@ def read_facts(path: Path) -> str | None:
     return text[len(blank_digest()) :] if text else None
 
 
+def stored_precisions(path: Path) -> tuple[Precision, ...]:
+    """Find the precision of most values in a safetensors file; a checkpoint is read as float32.
+
+    Raises:
+        ArtifactError: the file is damaged or no safetensors file.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return (Precision.FP32,)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118  # no mapping
+            return possible_precisions(
+                StoredTensor(_STORED[one.get_dtype()], math.prod(one.get_shape()))
+                for one in slices
+                if one.get_dtype() in _STORED
+            )
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
 BACKEND = Backend(
     name="torch",
     suffixes=(".safetensors", ".pth"),
@@ -264,6 +287,7 @@ BACKEND = Backend(
     read_facts=read_facts,
     run_precisions=(Precision.FP32, Precision.FP16, Precision.BF16),
     run_options=("compiled",),
+    stored_precisions=stored_precisions,
     unavailable_reason=unavailable_reason,
     plot_colour="#d98a4e",
 )

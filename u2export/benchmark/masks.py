@@ -10,7 +10,7 @@ from PIL import Image
 from u2export.benchmark.candidates import Candidate, measurable, save_network_inputs
 from u2export.benchmark.plan import TORCH_REFERENCE, BenchmarkPlan
 from u2export.benchmark.report import MaskAccuracy
-from u2export.compare.budgets import BUDGETS, budget_excess, budget_for_artifact
+from u2export.compare.budgets import BUDGETS, budget_excess, budget_for
 from u2export.compare.metrics import MaskComparison, compare_maps, summarize_differences
 from u2export.core import registry
 from u2export.core.arrays import Array
@@ -187,7 +187,7 @@ def _budget_violations(
     """Say what exceeds the budget at the candidate's size; empty without maps of that size."""
     if not expected:
         return ()
-    budget = BUDGETS[candidate.precision] if candidate.precision else budget_for_artifact(artifact)
+    budget = BUDGETS[candidate.precision] if candidate.precision else budget_for(artifact)
     summary, _ = _summarize(expected, maps)
     excess = budget_excess(summary, budget)
     return (excess,) if excess else ()

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from u2export.compare.budgets import BUDGETS
 from u2export.core.enums import Stage
 from u2export.errors import InputError
 from u2export.reports.model import FrozenModel
@@ -20,6 +21,7 @@ _Positive = Annotated[float, Field(gt=0)]
 _Amount = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+_LEAST_PASSED_IOU = min(budget.mask_iou for budget in BUDGETS.values())
 STAGES = tuple(stage for stage in Stage if stage is not Stage.READ)  # the bytes are in memory
 
 
@@ -87,6 +89,13 @@ class MaskAccuracy(FrozenModel):
     iou: _Share | None = None
     worst_iou: _Share | None = None
     worst_picture: str = ""
+
+    @model_validator(mode="after")
+    def _check_verdict(self) -> MaskAccuracy:
+        """Hold the verdict to the figures: no budget passes such masks."""
+        if self.passed and self.iou is not None and self.iou < _LEAST_PASSED_IOU:
+            raise ValueError(f"it says that masks of IoU {self.iou:g} passed")
+        return self
 
 
 class Row(FrozenModel):

@@ -222,12 +222,14 @@ def bisect(
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported model file.")],
+    budget: BudgetOption = None,
     json_target: JsonOption = None,
 ) -> None:
     """Check an artifact's bytes and its certificate of parity; nothing is run."""
+    from u2export.parity.request import load_budgets
     from u2export.parity.verify import format_certificate, verify_artifact
 
-    certificate = verify_artifact(artifact)
+    certificate = verify_artifact(artifact, load_budgets(budget))
     text = format_certificate(artifact, certificate)
     show(text, certificate.model_dump_json(indent=1), json_target)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,9 @@ from u2export.system.documents import first_line, parse_json, parse_model, read_
 
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# Whatever an artifact's own request allows: beyond these a mask shows something else. An inverted
-# mask has IoU 0. Who asked for the best effort gets it, and its measured loss is the budget.
+_LOWER_BOUNDS = ("mask_iou", "worst_iou", "worst_boundary")  # the other fields are upper bounds
+# Whatever an export's request allows: beyond these a mask shows something else. An inverted mask
+# has IoU 0. Who asked for the best effort gets it, and its measured loss is the budget.
 _LEAST_IOU, _LARGEST_MAE = 0.25, 0.5
 _TOLERANCE_FACTOR = 3.0  # other pictures may lose this many times what the measured ones lost
 
@@ -136,12 +138,54 @@ def budget_excess(comparison: MaskComparison, budget: Budget) -> str:
     return ", ".join(excess)
 
 
-def budget_for_artifact(artifact: Artifact) -> Budget:
-    """Choose the budget of an artifact.
+def budget_for(artifact: Artifact, budgets: Mapping[Precision, Budget] = BUDGETS) -> Budget:
+    """Give the budget of the precision that was found in an artifact.
 
-    It is the budget of its precision. For int8 it is never stricter than the artifact's own
-    quantization request. A best-effort artifact may miss its request. Its budget then follows its
-    measured loss, with room for other pictures.
+    What was promised of int8 can only tighten it. Budgets of the user are taken as they are.
+
+    Args:
+        artifact: from `registry.with_stored_precision`.
+        budgets: by precision; the built-in ones unless the user named others.
+    """
+    budget, promise = budgets[artifact.facts.precision], artifact.facts.quantization
+    if artifact.facts.precision is not Precision.INT8 or promise is None or budgets != BUDGETS:
+        return budget
+    return budget.model_copy(
+        update={
+            "mask_iou": max(budget.mask_iou, promise.min_iou),
+            "mask_mae": min(budget.mask_mae, promise.max_mae),
+        }
+    )
+
+
+def looser_bounds(budget: Budget, precision: str) -> str:
+    """Say where a budget allows more than the built-in one; empty where it does not.
+
+    Args:
+        budget: of the user.
+        precision: its name; float32's built-in budget counts for an unknown one.
+    """
+    own = {str(name): own for name, own in BUDGETS.items()}.get(precision, BUDGETS[Precision.FP32])
+    looser = []
+    for name, bound in own:
+        value = getattr(budget, name)
+        allows_more = (
+            value < bound
+            if name in _LOWER_BOUNDS
+            else bound is not None and (value is None or value > bound)
+        )
+        if allows_more:
+            looser.append(f"{name} {'any' if value is None else f'{value:g}'} instead of {bound:g}")
+    return ", ".join(looser)
+
+
+def requested_budget(artifact: Artifact) -> Budget:
+    """Choose the budget of the check before publishing, from what the user asked of the export.
+
+    It is the budget of the precision. For int8 it is never stricter than the user's request. A
+    best-effort artifact may miss the request. Its budget then follows its measured loss, with room
+    for other pictures. Nothing that is judged later gets such a budget: there the file would say
+    how strictly it is judged.
     """
     budget, request = BUDGETS[artifact.facts.precision], artifact.facts.quantization
     if artifact.facts.precision is not Precision.INT8 or request is None:

@@ -20,6 +20,8 @@ from u2export.system.documents import read_bounded
 
 SYNTHETIC_SEEDS = tuple(range(1_000_011, 1_000_019))  # no weights were trained on these
 QUICK_SEED_COUNT = 3  # of them, in a quick check
+UNFORESEEN_SEED = 1_000_000_000  # the seeds of pictures that follow from the judged files
+UNFORESEEN_COUNT, QUICK_UNFORESEEN_COUNT = 8, 2
 _SYNTHETIC_SIZE = (400, 300)  # not the network's size, so that both resizes have an effect
 _LARGE_SIZE = (8192, 6104)  # 50 million pixels
 _NOISE_SEED = 7
@@ -46,6 +48,24 @@ def synthetic_cases(count: int) -> Iterator[Case]:
     """Make synthetic pictures with a clear subject."""
     for seed in SYNTHETIC_SEEDS[:count]:
         yield Case(f"drawn {seed}", "drawn", partial(_synthetic_file, seed))
+
+
+def unforeseen_cases(digest: str, count: int) -> Iterator[Case]:
+    """Make synthetic pictures that nobody knew before the judged files were finished.
+
+    A file could be made right for pictures that are always the same, and wrong for all others.
+    These follow from the files' own bytes: the same files get the same pictures, and any change
+    of a file gives others. Every second one has the texture of a photograph.
+
+    Args:
+        digest: sha256 of the judged files, in hexadecimal.
+        count: number of pictures.
+    """
+    for index in range(count):
+        seed = UNFORESEEN_SEED + (int(digest, 16) + index) % UNFORESEEN_SEED
+        textured = bool(index % 2)
+        name = f"drawn for these files{', textured' if textured else ''} {seed}"
+        yield Case(name, "drawn", partial(_unforeseen_file, seed, textured=textured))
 
 
 def user_cases(paths: Iterable[Path]) -> Iterator[Case]:
@@ -80,6 +100,30 @@ def _read_file(path: Path) -> bytes:
 @functools.lru_cache(maxsize=len(SYNTHETIC_SEEDS))
 def _synthetic_file(seed: int) -> bytes:
     return _encode(draw_image(seed, _SYNTHETIC_SIZE).picture, "PNG")
+
+
+@functools.lru_cache(maxsize=16)
+def _unforeseen_file(seed: int, *, textured: bool) -> bytes:
+    picture = draw_image(seed, _SYNTHETIC_SIZE).picture
+    return _encode(_add_texture(picture, seed) if textured else picture, "PNG")
+
+
+def _add_texture(picture: Image.Image, seed: int) -> Image.Image:
+    """Add noise whose amplitude falls with the frequency, as it does in photographs.
+
+    Source:
+        D. J. Field, Relations between the statistics of natural images and the response
+        properties of cortical cells, 1987: the amplitude falls as one over the frequency.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = picture.size
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequencies[0, 0] = np.inf  # no change of the mean
+    white = np.fft.rfft2(rng.standard_normal((height, width)))
+    texture = np.fft.irfft2(white / frequencies, s=(height, width))
+    texture *= rng.uniform(10, 30) / texture.std()
+    pixels = np.asarray(picture) + texture[..., None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from u2export.images.preprocess import preprocess as preprocess_image
 _INPUT_TOLERANCE = 1e-5
 # The full-size mask has 8 bits. Values between two steps may be rounded either way.
 _MASK_TOLERANCE = 1.5 / 255
+_STRETCH_TOLERANCE = 1e-5  # the stretch is a division in float32
 _BAND_ROWS = 256  # rows compared at once, to save memory on large pictures
 _Reason = tuple[Stage, str]  # the stage, and what differs there
 
@@ -165,6 +166,7 @@ def find_first_difference(
         reasons += _check_saliency(difference, budget)
         if has_subject:
             reasons += _check_stretched_mask(difference, budget)
+            reasons += _compare_stretches(reference, candidate)
         reasons += _compare_masks(reference, candidate, has_subject)
     else:
         shapes = f"{_shape_text(reference.saliency)} and {_shape_text(candidate.saliency)}"
@@ -211,6 +213,20 @@ def _check_stretched_mask(difference: Difference, budget: Budget) -> Iterator[_R
         yield Stage.POSTPROCESS, text
     if not difference.boundary_f >= budget.worst_boundary:
         text = f"boundary_f {difference.boundary_f:.4f}, at least {budget.worst_boundary:g}"
+        yield Stage.POSTPROCESS, text
+
+
+def _compare_stretches(reference: PipelineTrace, candidate: PipelineTrace) -> Iterator[_Reason]:
+    """Check that the stretched maps differ no more than the saliency explains.
+
+    They do where one pipeline inverts the map and the other does not.
+    """
+    plain = PictureSpec()
+    maps = [stretch_saliency(trace.saliency, plain) for trace in (reference, candidate)]
+    before = float(np.abs(maps[0] - maps[1]).max())
+    after = float(np.abs(reference.stretched - candidate.stretched).max())
+    if after > before + _STRETCH_TOLERANCE:
+        text = f"stretched maps differ by {after:.3g}, the networks' maps by {before:.3g}"
         yield Stage.POSTPROCESS, text
 
 

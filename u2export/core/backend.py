@@ -272,7 +272,9 @@ class Backend:
         unavailable_reason: why it cannot run on a device of this machine, as a phrase; else empty.
         unsupported_reason: why this machine cannot run an artifact as asked, though it has the
             device, as a phrase; else empty.
-        stored_precision: gives the precision of most values in a foreign file.
+        stored_precisions: gives the precisions that describe most weights in a file, the strictest
+            first; read from its bytes and not from what it says. Without it a file counts as what
+            its runtime computes.
         load_onnx: loads an ONNX file from memory; raises anything where the runtime refuses it.
         module_tensors: for one input, gives the saliency, and the float32 tensors of these modules
             by module. A module that the file does not name is left out.
@@ -300,7 +302,7 @@ class Backend:
     check_on_open: tuple[Device, ...] = ()
     unavailable_reason: Callable[[Device], str] = lambda device: ""
     unsupported_reason: Callable[[Artifact, RunSpec], str] = lambda artifact, run_spec: ""
-    stored_precision: Callable[[Path], Precision] | None = None
+    stored_precisions: Callable[[Path], tuple[Precision, ...]] | None = None
     load_onnx: Callable[[bytes], object] | None = None
     module_tensors: Callable[[Artifact, Array, Sequence[str]], tuple[Array, Tensors]] | None = None
     digest_prefix: str = DIGEST_PREFIX

@@ -47,8 +47,11 @@ def check_digest(path: Path, prefix: str = DIGEST_PREFIX) -> bool:
     if start < 0:
         return False
     end = start + len(zeros)
-    blank = content[:start] + zeros + content[end:]
-    if content[start:end] != (prefix + hashlib.sha256(blank).hexdigest()).encode():
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:start])
+    digest.update(zeros)
+    digest.update(view[end:])
+    if content[start:end] != (prefix + digest.hexdigest()).encode():
         raise ArtifactError(f"{path} was changed after it was exported: export it again")
     return True
 

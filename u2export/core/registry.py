@@ -130,8 +130,9 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
 
     Raises:
         InputError: there is no such file, no backend for it, or a foreign file without `model`.
-        ArtifactError: it was changed since it was exported.
-        DependencyError: the runtime that must read a lone file is not installed.
+        ArtifactError: it was changed since it was exported; or its manifest leaves out a file that
+            belongs to it, or contradicts what the file says inside.
+        DependencyError: its backend, or the runtime that must read a lone file, is not installed.
     """
     try:
         check_regular(path)
@@ -142,7 +143,10 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty: export it again")
     if manifest_path(path).exists():
-        return _checked_model(read_artifact(path), model)
+        artifact = read_artifact(path)
+        _check_companions(artifact)
+        _check_embedded(artifact)
+        return _checked_model(artifact, model)
     backend = _backend_by_suffix(path)
     require_packages(backend, export=False)
     facts = _embedded_facts(path, backend, changes_allowed=model is not None)
@@ -221,7 +225,6 @@ def open_runner_unchecked(artifact: Artifact, run_spec: RunSpec) -> Runner:
     reason = backend.unavailable_reason(run_spec.device)
     if reason:
         raise DependencyError(f"{artifact.path} cannot run on {run_spec.device} here: {reason}")
-    check_companions(artifact)
     return backend.open_runner(artifact, run_spec)
 
 
@@ -275,7 +278,7 @@ def model_files(artifact: Artifact) -> list[Path]:
     return [artifact.path, *(path for path in companions if path.is_file())]
 
 
-def check_companions(artifact: Artifact) -> None:
+def _check_companions(artifact: Artifact) -> None:
     """Check that the manifest lists every file that the runtime will read.
 
     Raises:
@@ -284,39 +287,57 @@ def check_companions(artifact: Artifact) -> None:
     """
     companions = model_files(artifact)[1:]
     unlisted = [path for path in companions if path.name not in artifact.files]
-    if artifact.files and unlisted:
+    if unlisted:
         raise ArtifactError(
             f"{unlisted[0]} belongs to {artifact.path.name}, and its manifest does not list it: "
             "export it again"
         )
 
 
-def check_embedded(artifact: Artifact) -> None:
+def _check_embedded(artifact: Artifact) -> None:
     """Check what a model file says inside against its manifest.
 
     Raises:
         ArtifactError: its digest does not fit, or its facts are not the manifest's.
-        DependencyError: a package that reads the file is not installed.
+        DependencyError: its backend cannot be imported.
     """
     backend = load(artifact.backend)
-    require_packages(backend, export=False)
     check_digest(artifact.path, backend.digest_prefix)
     text = backend.read_facts(artifact.path)
-    if text is not None and parse_facts(text, artifact.path) != artifact.facts:
-        raise ArtifactError(f"{artifact.path} says other facts inside than its manifest does")
+    if text is None:
+        return
+    embedded = parse_facts(text, artifact.path)
+    unlike = [
+        name
+        for name in Facts.model_fields
+        if getattr(embedded, name) != getattr(artifact.facts, name)
+    ]
+    if unlike:
+        raise ArtifactError(
+            f"{artifact.path} says other facts inside than its manifest does, such as its "
+            f"{unlike[0]}: export it again"
+        )
 
 
 def with_stored_precision(artifact: Artifact) -> Artifact:
-    """Give a foreign file the precision its values have, where its backend can tell; ours as is.
+    """Give a foreign file the precision its weights have, and hold ours to what it says.
 
     Raises:
-        DependencyError: its runtime is not there.
-        ArtifactError: the runtime refuses it.
+        DependencyError: its backend cannot be imported.
+        ArtifactError: it is damaged, or its weights are not what it says.
     """
-    read_precision = load(artifact.backend).stored_precision
-    if not artifact.foreign or read_precision is None:
+    read_precisions = load(artifact.backend).stored_precisions
+    if read_precisions is None:
         return artifact
-    return artifact.with_facts(precision=read_precision(artifact.path))
+    stored = read_precisions(artifact.path)
+    if artifact.foreign:
+        return artifact.with_facts(precision=stored[0])
+    if artifact.facts.precision not in stored:
+        raise ArtifactError(
+            f"{artifact.path} says that it is {artifact.facts.precision}, but its weights are "
+            f"{stored[0]}"
+        )
+    return artifact
 
 
 def _checked_model(artifact: Artifact, model: str | None) -> Artifact:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from u2export.compare.budgets import budget_excess, budget_for_artifact
+from u2export.compare.budgets import budget_excess, requested_budget
 from u2export.compare.emulate import EmulatedNetwork
 from u2export.compare.metrics import (
     Difference,
@@ -189,7 +189,7 @@ def _check_budget(comparison: MaskComparison, artifact: Artifact, how: str) -> d
     Raises:
         ExportError: a figure is over the budget.
     """
-    excess = budget_excess(comparison, budget_for_artifact(artifact))
+    excess = budget_excess(comparison, requested_budget(artifact))
     if excess:
         raise ExportError(
             f"{artifact.path.name} is not the reference's function {how}: {excess}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from u2export.compare.budgets import BUDGETS, Budget
+from u2export.compare.budgets import BUDGETS, Budget, budget_for
 from u2export.compare.metrics import MIN_CONTRAST, Difference, compare_maps
 from u2export.core import registry
 from u2export.core.arrays import Array, Tensors
@@ -21,7 +21,7 @@ from u2export.images.preprocess import preprocess
 from u2export.network.checkpoint import load_network
 from u2export.network.weights import shared_source
 from u2export.parity.module_reference import ModuleReference, relative_errors
-from u2export.parity.request import TORCH_REFERENCE, budget_for
+from u2export.parity.request import TORCH_REFERENCE
 
 # Pearson's correlation. A tensor below it counts as another module's, unless its effect is equal.
 MIN_CORRELATION = 0.5
@@ -114,7 +114,7 @@ def bisect_files(
         shared_source(artifacts, model, weights),
         artifacts[0],
         x,
-        budget_for(budgets or BUDGETS, artifacts[0]),
+        budget_for(artifacts[0], budgets or BUDGETS),
         reference=artifacts[1] if len(artifacts) > 1 else None,
         all_modules=all_modules,
     )

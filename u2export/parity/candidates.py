@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from u2export.compare.budgets import BUDGETS, Budget
+from u2export.compare.budgets import BUDGETS, Budget, budget_for
 from u2export.compare.stages import Pipeline, PipelineTrace
 from u2export.core import registry
 from u2export.core.artifact import Artifact, manifest_path
 from u2export.core.enums import Precision
+from u2export.core.execution import check_execution
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunRequest
 from u2export.errors import ArtifactError, DependencyError, InputError
 from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
-from u2export.parity.request import TORCH_REFERENCE, ParityRequest, budget_for
+from u2export.parity.request import TORCH_REFERENCE, ParityRequest
 from u2export.reports.text import printable
 from u2export.system.progress import say
 
@@ -105,7 +106,8 @@ def reference_pipeline(
     if reference.backend == TORCH_REFERENCE:
         reference = reference.with_facts(size=size)
     with registry.open_runner(reference, RunRequest(threads=request.run.threads)) as runner:
-        yield Pipeline("the reference", runner.single, reference.facts.picture)
+        spec = dataclasses.replace(reference.facts.picture, size=size)
+        yield Pipeline("the reference", runner.single, spec)
 
 
 def prepare_candidate(
@@ -133,7 +135,7 @@ def prepare_candidate(
         candidate = Candidate(unknown, BUDGETS[Precision.FP32], PictureSpec())
         candidate.missing, candidate.refused = (str(opened), "") if absent else ("", str(opened))
         return candidate
-    spec, budget = opened.facts.picture, budget_for(request.budgets, opened)
+    spec, budget = opened.facts.picture, budget_for(opened, request.budgets)
     if request.resample:
         spec = dataclasses.replace(spec, resize=request.resample)
     try:
@@ -143,6 +145,9 @@ def prepare_candidate(
         return Candidate(runtime_info(opened), budget, spec, missing=str(error))
     except ArtifactError as error:
         return Candidate(runtime_info(opened), budget, spec, refused=str(error))
+    if not opened.foreign:  # its budget is that of what it says, so it must compute that
+        run_spec = registry.resolve_run_spec(registry.load(opened.backend), request.run)
+        check_execution(execution, run_spec, opened.path.name)
     info = runtime_info(opened, execution.runtime, execution.summary())
 
     @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from u2export.compare.budgets import Budget, budget_excess
+from u2export.compare.budgets import Budget, budget_excess, looser_bounds
 from u2export.compare.metrics import MaskComparison
 from u2export.core.artifact import Artifact, record_check
 from u2export.errors import ArtifactError, ParityError
@@ -32,6 +33,10 @@ class Certificate(BaseModel):
         ran: what really ran.
         versions: versions of the packages that matter.
         properties: names of the properties that were checked, such as `the same twice`.
+        precision: found in the checked file; empty in certificates of earlier releases.
+        kinds: number of checked cases by their kind, such as `yours`.
+        budgets: the file whose budgets replaced the built-in ones; empty where none did.
+        looser: where these budgets allow more than the built-in ones; empty where they do not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +52,10 @@ class Certificate(BaseModel):
     ran: str
     versions: dict[str, str]
     properties: tuple[str, ...] = ()
+    precision: str = ""
+    kinds: dict[str, Annotated[int, Field(ge=0)]] = {}
+    budgets: str = ""
+    looser: str = ""
 
 
 def write_certificate(artifact: Artifact, result: CandidateResult, report: ParityReport) -> None:
@@ -70,6 +79,10 @@ def write_certificate(artifact: Artifact, result: CandidateResult, report: Parit
         ran=f"{result.party.runtime}: {result.party.ran}",
         versions=report.versions,
         properties=tuple(case.name for case in result.checked if case.kind == "property"),
+        precision=result.party.precision,
+        kinds=dict(Counter(case.kind for case in result.checked)),
+        budgets=report.budgets,
+        looser=looser_bounds(result.budget, result.party.precision),
     )
     record_check(artifact, CERTIFICATE_KEY, certificate.model_dump(mode="json"))
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
-from u2export.compare.budgets import budget_excess
+from u2export.compare.budgets import BUDGETS, budget_excess
 from u2export.compare.metrics import MaskComparison, summarize_differences
 from u2export.compare.probe_images import (
     QUICK_SEED_COUNT,
+    QUICK_UNFORESEEN_COUNT,
     SYNTHETIC_SEEDS,
+    UNFORESEEN_COUNT,
     Case,
     degenerate_cases,
     synthetic_cases,
+    unforeseen_cases,
     user_cases,
 )
 from u2export.compare.stages import (
@@ -31,6 +34,7 @@ from u2export.compare.stages import (
 from u2export.core import registry
 from u2export.core.arrays import Array
 from u2export.core.artifact import Artifact
+from u2export.core.enums import Precision
 from u2export.core.models import PictureSpec
 from u2export.errors import ArtifactError, InputError, U2ExportError
 from u2export.images.decode import check_image
@@ -43,11 +47,14 @@ from u2export.parity.candidates import (
     reference_pipeline,
     runtime_info,
 )
+from u2export.parity.lookalikes import NAME as LOOKALIKES
+from u2export.parity.lookalikes import Lookalikes, check_lookalikes, reference_lookalikes
 from u2export.parity.properties import check_properties
 from u2export.parity.report import CandidateResult, CaseResult, ParityReport
 from u2export.parity.request import ParityRequest, open_candidate
 from u2export.reports.text import printable
 from u2export.system import hardware
+from u2export.system.files import file_sha256
 
 BLOCK_CASES = 128  # cases whose reference outputs are in memory at once
 MAX_SHOWN = 6  # cases worth showing, per candidate
@@ -95,8 +102,10 @@ def check_parity(
     ]
     runnable = [candidate for candidate in candidates if candidate.open_pipeline]
     _compare_cases(runnable, reference, request, track)
+    known: dict[int, Lookalikes] = {}
     for candidate in track([c for c in runnable if c.artifact], "checking properties"):
         candidate.cases.extend(check_properties(candidate, request))
+        _check_lookalikes(candidate, reference, request, known)
     report = _parity_report(request, reference, artifacts, candidates)
     return report, [case for candidate in candidates for case in candidate.shown_cases]
 
@@ -119,6 +128,10 @@ def _compare_cases(
     """Compare every candidate on every case, a block of cases at a time."""
     cases = [
         *synthetic_cases(len(SYNTHETIC_SEEDS) if request.thorough else QUICK_SEED_COUNT),
+        *unforeseen_cases(
+            _judged_digest(candidates, reference),
+            UNFORESEEN_COUNT if request.thorough else QUICK_UNFORESEEN_COUNT,
+        ),
         *user_cases(request.pictures),
         *degenerate_cases(large=request.thorough),
     ]
@@ -129,6 +142,42 @@ def _compare_cases(
             block = cases[start : start + BLOCK_CASES]
             _compare_block(block, reference, candidates, request, partial(next, ticks))
         next(ticks)
+
+
+def _check_lookalikes(
+    candidate: Candidate, reference: Artifact, request: ParityRequest, known: dict[int, Lookalikes]
+) -> None:
+    """Check that a candidate that is not just like its reference is not like a mistake either.
+
+    Args:
+        candidate: gets the result.
+        reference: computes what is not known yet.
+        request: how to run it.
+        known: what the reference gives, by the input's size; gets what is computed.
+    """
+    comparison, size = _summarize(candidate.cases), candidate.spec.size
+    if comparison is None or comparison.raw_mean <= BUDGETS[Precision.FP32].raw_mean:
+        return  # as near as can be
+    assert candidate.open_pipeline
+    try:
+        if size not in known:
+            with reference_pipeline(reference, size, request) as pipeline:
+                known[size] = reference_lookalikes(pipeline)
+        with candidate.open_pipeline() as pipeline:
+            candidate.cases.append(check_lookalikes(pipeline, known[size]))
+    except U2ExportError as error:
+        reasons = (str(error),)
+        candidate.cases.append(
+            CaseResult(name=LOOKALIKES, kind="property", passed=False, reasons=reasons)
+        )
+
+
+def _judged_digest(candidates: list[Candidate], reference: Artifact) -> str:
+    """The sha256 of all judged files together, in hexadecimal."""
+    artifacts = [candidate.artifact for candidate in candidates if candidate.artifact]
+    paths = [path for artifact in artifacts for path in registry.model_files(artifact)]
+    digests = sorted(file_sha256(path) for path in paths) or [reference.facts.weights.sha256]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _compare_block(
@@ -258,13 +307,15 @@ def _parity_report(
             artifact.backend for artifact in (reference, *artifacts)
         ),
         reference=runtime_info(reference),
-        candidates=tuple(_candidate_result(candidate) for candidate in candidates),
+        candidates=tuple(
+            _candidate_result(candidate, reference.facts.picture) for candidate in candidates
+        ),
         allow_missing=request.allow_missing,
         budgets=printable(str(request.budget_file or "")),
     )
 
 
-def _candidate_result(candidate: Candidate) -> CandidateResult:
+def _candidate_result(candidate: Candidate, reference_spec: PictureSpec) -> CandidateResult:
     comparison = _summarize(candidate.cases)
     reasons: list[str] = []
     if comparison:
@@ -280,8 +331,16 @@ def _candidate_result(candidate: Candidate) -> CandidateResult:
         reasons=tuple(reasons),
         missing=candidate.missing,
         refused=candidate.refused,
-        notes=candidate.notes(),
+        notes=(*_unlike_preprocessing(candidate, reference_spec), *candidate.notes()),
     )
+
+
+def _unlike_preprocessing(candidate: Candidate, reference_spec: PictureSpec) -> Iterator[str]:
+    """Say what a candidate does to pictures that its reference does not."""
+    for field in dataclasses.fields(PictureSpec) if candidate.artifact else ():
+        said, expected = getattr(candidate.spec, field.name), getattr(reference_spec, field.name)
+        if said != expected:
+            yield f"its {field.name} is {said}, the reference's own is {expected}"
 
 
 def _summarize(cases: list[CaseResult]) -> MaskComparison | None:

@@ -8,7 +8,11 @@ _MAX_NAMES = 3  # candidates that the verdict's sentence names
 
 
 def verdict_reason(report: ParityReport) -> str:
-    """Explain the verdict in one sentence without a full stop."""
+    """Explain the verdict in one sentence without a full stop; looser budgets come first."""
+    return f"{report.looser}; {_verdict(report)}" if report.looser else _verdict(report)
+
+
+def _verdict(report: ParityReport) -> str:
     if report.passed:
         return _passed_sentence(report)
     reasons = [

@@ -58,7 +58,8 @@ def _suite(
 def _properties(result: CandidateResult, report: ParityReport) -> dict[str, str]:
     runtime = result.party.model_dump(include={"backend", "precision", "runtime", "ran", "how"})
     hashes = {f"sha256 of {name}": digest for name, digest in result.party.files.items()}
-    return {**runtime, **hashes, "created": report.created, "command": report.command}
+    looser = {"budgets": report.looser} if report.looser else {}
+    return {**looser, **runtime, **hashes, "created": report.created, "command": report.command}
 
 
 def _candidate_tests(result: CandidateResult, report: ParityReport) -> Iterator[TestCase]:

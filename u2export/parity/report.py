@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from u2export.compare.budgets import Budget
+from u2export.compare.budgets import Budget, looser_bounds
 from u2export.compare.metrics import Difference, MaskComparison
 from u2export.reports.model import FrozenModel
 
@@ -150,6 +150,19 @@ class ParityReport(FrozenModel):
     candidates: tuple[CandidateResult, ...]
     allow_missing: bool = False
     budgets: str = ""
+
+    @property
+    def looser(self) -> str:
+        """Where budgets of the user allow more than the built-in ones; empty where they do not."""
+        bounds = {
+            result.party.precision: looser_bounds(result.budget, result.party.precision)
+            for result in self.candidates
+            if result.judgement
+        }
+        named = [f"{precision}: {looser}" for precision, looser in bounds.items() if looser]
+        if not named:
+            return ""
+        return f"judged by the looser budgets of {self.budgets or 'the caller'}: {'; '.join(named)}"
 
     @property
     def missing(self) -> tuple[CandidateResult, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from u2export.compare.budgets import BUDGETS, Budget, budget_for_artifact, read_budgets
+from u2export.compare.budgets import BUDGETS, Budget, read_budgets
 from u2export.core import registry
 from u2export.core.artifact import Artifact
 from u2export.core.enums import Precision, Resize
@@ -59,13 +59,6 @@ def load_budgets(path: Path | None) -> dict[Precision, Budget]:
     return read_budgets(path) if path else dict(BUDGETS)
 
 
-def budget_for(budgets: dict[Precision, Budget], artifact: Artifact) -> Budget:
-    """Give an artifact's own budget, unless the user changed the budgets."""
-    return (
-        budget_for_artifact(artifact) if budgets == BUDGETS else budgets[artifact.facts.precision]
-    )
-
-
 def open_candidate(
     path: Path, request: ParityRequest
 ) -> Artifact | DependencyError | ArtifactError:
@@ -73,7 +66,7 @@ def open_candidate(
 
     Returns:
         The artifact; or the error, where a package that reads it is not installed, or the file
-        was changed.
+        was changed or is not what it says.
 
     Raises:
         InputError: there is no such file, or its model is unknown.

@@ -13,7 +13,8 @@ _MAX_FAILURES = 12  # failed cases listed per candidate
 
 def format_report(report: ParityReport) -> str:
     """Write one table row per candidate, the cases that failed, and the verdict."""
-    lines = [f"against {report.reference.name}:", _table(report)]
+    looser = [report.looser] if report.looser else []
+    lines = [*looser, f"against {report.reference.name}:", _table(report)]
     for result in report.candidates:
         lines += _remarks(result)
     if report.budgets:

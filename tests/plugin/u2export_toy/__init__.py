@@ -253,14 +253,14 @@ def read_facts(path: Path) -> str | None:
     return header.get(FACTS_KEY)
 
 
-def stored_precision(path: Path) -> Precision:
+def stored_precisions(path: Path) -> tuple[Precision, ...]:
     """The precision that most values are stored in."""
     header, _ = read_header(path)
     counts: dict[Precision, int] = {}
     for kind, shape in header["values"].values():
         precision = TYPES[kind]
         counts[precision] = counts.get(precision, 0) + math.prod(shape)
-    return max(counts, key=lambda precision: counts[precision])
+    return (max(counts, key=lambda precision: counts[precision]),)
 
 
 def module_tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[Array, Tensors]:
@@ -287,7 +287,7 @@ BACKEND = Backend(
     open_runner=ToyRunner,
     read_facts=read_facts,
     export_options=("batch", "size", "all_outputs"),
-    stored_precision=stored_precision,
+    stored_precisions=stored_precisions,
     module_tensors=module_tensors,
     plot_colour="#a05195",
 )

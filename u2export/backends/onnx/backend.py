@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from u2export.backends.onnx.export import export
 from u2export.backends.onnx.runner import OnnxRunner
 from u2export.backends.onnx.session import (
     PROVIDERS,
-    open_session,
     run_error,
     session_options,
     unoptimized_session,
 )
+from u2export.backends.onnx.stored import read_facts, stored_precisions
 from u2export.core.arrays import Array, Tensors
 from u2export.core.artifact import Artifact
 from u2export.core.backend import Backend
 from u2export.core.enums import Device, Precision
-from u2export.core.facts import FACTS_KEY
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError, pip_command
 from u2export.system import hardware
@@ -38,42 +36,6 @@ def unavailable_reason(device: Device) -> str:
             f"pip uninstall onnxruntime && {pip_command('onnxruntime-gpu')}"
         )
     return hardware.query_cuda().reason if device is Device.CUDA else ""
-
-
-def read_facts(path: Path) -> str | None:
-    """Read the facts embedded in an ONNX file.
-
-    Returns:
-        Their text; None for a foreign file.
-    """
-    options = session_options(RunSpec(Device.CPU, 1))
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    metadata = open_session(path, options, Device.CPU).get_modelmeta()
-    text: str | None = metadata.custom_metadata_map.get(FACTS_KEY)
-    return text
-
-
-def stored_precision(path: Path) -> Precision:
-    """Find the precision of most values in a file.
-
-    Raises:
-        ArtifactError: the file cannot be read.
-    """
-    import onnx
-
-    types = onnx.TensorProto
-    precisions = {
-        types.FLOAT: Precision.FP32,
-        types.FLOAT16: Precision.FP16,
-        types.BFLOAT16: Precision.BF16,
-        types.INT8: Precision.INT8,
-        types.UINT8: Precision.INT8,
-    }
-    counts = dict.fromkeys(precisions.values(), 0)
-    for tensor in _load_model(path, load_external_data=False).graph.initializer:
-        if tensor.data_type in precisions:
-            counts[precisions[tensor.data_type]] += math.prod(tensor.dims)
-    return max(counts, key=lambda precision: counts[precision])
 
 
 def _load_model(path: Path, *, load_external_data: bool = True) -> Any:
@@ -147,7 +109,7 @@ BACKEND = Backend(
     run_options=("streams",),
     check_on_open=(Device.CUDA,),
     unavailable_reason=unavailable_reason,
-    stored_precision=stored_precision,
+    stored_precisions=stored_precisions,
     load_onnx=load_onnx,
     module_tensors=module_tensors,
     plot_colour="#4a86c5",

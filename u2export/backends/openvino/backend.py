@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
-from u2export.backends.openvino.convert import OPENVINO_DIGEST_PREFIX, WEIGHTS_HASH_KEY, export
+from u2export.backends.openvino.convert import OPENVINO_DIGEST_PREFIX, export
 from u2export.backends.openvino.library import (
     DEVICES,
     VERSION,
     error_reason,
     ov,
-    read_model,
 )
 from u2export.backends.openvino.module_tensors import module_tensors
 from u2export.backends.openvino.runner import OpenvinoRunner
+from u2export.backends.openvino.stored import read_facts, stored_precisions
 from u2export.core.artifact import Artifact
 from u2export.core.backend import Backend, Runner
 from u2export.core.enums import Device, Precision
-from u2export.core.facts import FACTS_KEY, parse_facts
 from u2export.core.requests import RunSpec
-from u2export.errors import ArtifactError, DependencyError
-from u2export.system.files import file_sha256
+from u2export.errors import DependencyError
 from u2export.system.hardware import cpu_features
 
 
@@ -70,49 +65,9 @@ def _cpu_plugin_error() -> str:
     return ""
 
 
-def read_facts(path: Path) -> str | None:
-    """Read the facts in a model's `rt_info`.
-
-    Returns:
-        Their text; None for a foreign file.
-
-    Raises:
-        ArtifactError: the `.bin` is missing, or is not the one the `.xml` was written with.
-    """
-    model = read_model(path)
-    if not model.has_rt_info([FACTS_KEY, FACTS_KEY]):
-        return None
-    text = str(model.get_rt_info([FACTS_KEY, FACTS_KEY]).astype(str))
-    weights_path = path.with_suffix(".bin")
-    expected_hash = parse_facts(text, path).build.get(WEIGHTS_HASH_KEY)
-    if file_sha256(weights_path) != expected_hash:
-        raise ArtifactError(f"{weights_path} does not belong to {path.name}: export it again")
-    return text
-
-
 def load_onnx(model: bytes) -> object:
     """Load an ONNX model from memory."""
     return ov.Core().compile_model(ov.Core().read_model(model), "CPU")
-
-
-def stored_precision(path: Path) -> Precision:
-    """Find the precision of most values in a file; int8 where anything is quantized."""
-    precisions = {
-        "f32": Precision.FP32,
-        "f16": Precision.FP16,
-        "bf16": Precision.BF16,
-        "i8": Precision.INT8,
-        "u8": Precision.INT8,
-    }
-    counts = dict.fromkeys(precisions.values(), 0)
-    for node in read_model(path).get_ordered_ops():
-        if node.get_type_name() == "FakeQuantize":
-            return Precision.INT8
-        if node.get_type_name() == "Constant":
-            type_name = node.get_output_element_type(0).to_string()
-            if type_name in precisions:
-                counts[precisions[type_name]] += math.prod(node.get_output_shape(0))
-    return max(counts, key=lambda precision: counts[precision])
 
 
 BACKEND = Backend(
@@ -135,7 +90,7 @@ BACKEND = Backend(
     check_on_open=(Device.CPU, Device.GPU),
     unavailable_reason=unavailable_reason,
     unsupported_reason=unsupported_reason,
-    stored_precision=stored_precision,
+    stored_precisions=stored_precisions,
     load_onnx=load_onnx,
     module_tensors=module_tensors,
     digest_prefix=OPENVINO_DIGEST_PREFIX,

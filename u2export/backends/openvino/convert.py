@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from u2export.backends.openvino.library import VERSION, error_reason, ov
+from u2export.backends.openvino.library import VERSION, WEIGHTS_HASH_KEY, error_reason, ov
 from u2export.core.artifact import Artifact, converted_facts
 from u2export.core.digest import DIGEST_KEY, blank_digest, embed_digest
 from u2export.core.facts import FACTS_KEY, Facts
@@ -15,7 +15,6 @@ from u2export.core.requests import ExportSpec
 from u2export.errors import ExportError
 from u2export.system.files import file_sha256
 
-WEIGHTS_HASH_KEY = "bin_sha256"  # in `Facts.build`
 MODEL_INFO_KEY = "model_info"  # where OpenVINO's own tools look for what they show
 # OpenVINO copies metadata from an ONNX file, its digest too. This prefix tells the two apart.
 OPENVINO_DIGEST_PREFIX = "u2export-openvino-sha256:"

@@ -20,6 +20,7 @@ __all__ = [
     "DEVICES",
     "PRECISION_HINTS",
     "VERSION",
+    "WEIGHTS_HASH_KEY",
     "error_reason",
     "ov",
     "read_model",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 VERSION = ov.__version__.split("-")[0]
+WEIGHTS_HASH_KEY = "bin_sha256"  # in `Facts.build`
 DEVICES = {Device.CPU: "CPU", Device.GPU: "GPU"}
 PRECISION_HINTS = {
     Precision.FP32: "f32",

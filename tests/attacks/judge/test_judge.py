@@ -1,0 +1,329 @@
+"""Whatever a file says of itself, a wrong one does not pass."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attacks.judge import cheats
+from attacks.table import picture
+
+from u2export.compare.budgets import BUDGETS, budget_for
+from u2export.compare.probe_images import degenerate_cases, synthetic_cases, unforeseen_cases
+from u2export.core import registry
+from u2export.core.enums import Precision
+from u2export.core.facts import QUANTIZATION_KEY
+from u2export.core.models import PictureSpec
+from u2export.errors import ArtifactError
+from u2export.images.decode import open_image
+from u2export.images.preprocess import preprocess
+from u2export.parity.check import check_parity
+from u2export.parity.outputs import certify_passed
+from u2export.parity.report import CandidateResult
+from u2export.parity.request import ParityRequest
+
+ONNX = "u2netp-demo-fp32-64-bN.onnx"
+XML = "u2netp-demo-fp32-64-bN.xml"
+LAX = {"calibration": [], "min_iou": 0.0, "max_mae": 1.0, "best_effort": True, "seed": 0}
+NOTHING = {"in_float": 0, "mask_iou": 0.0, "worst_iou": 0.0, "mask_mae": 1.0}
+RECORD = {
+    "searched": [],
+    "judged": [],
+    "drawn": True,
+    "in_float": [],
+    "why": {},
+    "share": 0.0,
+    "curve": [],
+    "result": NOTHING,
+    "signed": NOTHING,
+    "kept": False,
+}
+# What a manifest can say to be judged mildly.
+LIES = {
+    "int8": {"precision": "int8"},
+    "int8 that may do anything": {"precision": "int8", "quantization": LAX},
+    "int8 of the best effort": {
+        "precision": "int8",
+        "quantization": LAX,
+        "build": {QUANTIZATION_KEY: json.dumps(RECORD), "int8_share": "0.0"},
+    },
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+}
+SPEC = PictureSpec(size=64)
+
+
+@pytest.fixture(scope="module")
+def honest(small: Path) -> Path:
+    return small / ONNX
+
+
+@pytest.fixture(scope="module")
+def judged(honest: Path, tmp_path_factory) -> dict[tuple[str, str], CandidateResult]:
+    """Every cheat and its honest twin, in float32 and with weights rounded to bfloat16.
+
+    The bfloat16 files say the truth of their precision: they get the widest budget there is.
+    """
+    folder, names = tmp_path_factory.mktemp("cheats"), ["honest", *cheats.names()]
+    paths = {}
+    for precision in ("fp32", "bf16"):
+        for name in names:
+            model = onnx.load(honest)
+            if precision == "bf16":
+                cheats.in_bfloat16(model)
+            if name != "honest":
+                cheats.apply(model, name)
+            path = folder / f"{precision} {name}.onnx"
+            cheats.save(model, honest, path, precision=precision)
+            paths[precision, name] = path
+    report, _ = check_parity(ParityRequest("torch", tuple(paths.values())))
+    return dict(zip(paths, report.candidates, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_honest_twins_pass(judged, precision: str):
+    result = judged[precision, "honest"]
+    assert result.passed, [case for case in result.cases if not case.passed]
+    assert result.party.precision == precision
+    assert result.budget == BUDGETS[Precision.named(precision)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", cheats.names())
+def test_a_cheat_fails(judged, name: str, precision: str):
+    assert judged[precision, name].state == "failed"
+
+
+def test_there_are_thirty_of_them():
+    assert len(cheats.names()) >= 30
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("name", ["honest", *cheats.names()])
+def test_a_precision_that_the_weights_do_not_have_is_refused(
+    honest: Path, tmp_path: Path, name: str, lie: str
+):
+    """Also of an honest file: what it says would be believed elsewhere."""
+    model = onnx.load(honest)
+    if name != "honest":
+        cheats.apply(model, name)
+    cheats.save(model, honest, tmp_path / "a.onnx", **LIES[lie])
+    artifact = registry.open_artifact(tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match="but its weights are fp32"):
+        registry.with_stored_precision(artifact)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_the_command_refuses_it_too(command, honest: Path, tmp_path: Path, lie: str):
+    model = onnx.load(honest)
+    cheats.apply(model, "inverted")
+    cheats.save(model, honest, tmp_path / "a.onnx", **LIES[lie])
+    for words in (("parity", honest, "a.onnx"), ("verify", "a.onnx")):
+        done = command(*words)
+        assert done.returncode == 4, done.stderr
+        assert "but its weights are fp32" in done.stderr
+
+
+def _fixed_means() -> list[float]:
+    """The means of the inputs of all pictures that every check uses."""
+    cases = [*synthetic_cases(8), *degenerate_cases(large=False)]
+    inputs = [preprocess(open_image(io.BytesIO(case.read())), SPEC) for case in cases]
+    return [float(x.mean()) for x in inputs]
+
+
+def test_a_file_that_is_right_for_known_pictures_only_fails(honest: Path, tmp_path: Path):
+    model = onnx.load(honest)
+    cheats.cheat_output(model, cheats.right_for(_fixed_means()))
+    cheats.save(model, honest, tmp_path / "a.onnx")
+    report, _ = check_parity(ParityRequest("torch", (tmp_path / "a.onnx",)))
+    failed = [case.name for case in report.candidates[0].failed]
+    assert failed
+    assert all(name.startswith("drawn for these files") for name in failed)
+
+
+def test_a_file_that_is_wrong_for_one_picture_fails_on_it(honest: Path, tmp_path: Path):
+    picture(tmp_path / "mine.png")
+    mean = float(preprocess(open_image(tmp_path / "mine.png"), SPEC).mean())
+    model = onnx.load(honest)
+    cheats.cheat_output(model, cheats.wrong_for(mean))
+    cheats.save(model, honest, tmp_path / "a.onnx")
+    request = ParityRequest("torch", (tmp_path / "a.onnx",), (tmp_path / "mine.png",))
+    failed = [case.name for case in check_parity(request)[0].candidates[0].failed]
+    assert "mine.png" in failed
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"inverted": True},
+        {"resize": "bilinear"},
+        {"mean": [0.0, 0.0, 0.0]},
+        {"std": [1.0, 1.0, 1.0]},
+    ],
+    ids=str,
+)
+def test_other_preprocessing_than_the_references_fails_and_is_shown(
+    honest: Path, tmp_path: Path, lie: dict[str, object]
+):
+    """The network is the honest one; whoever runs the file gets other masks."""
+    cheats.save(onnx.load(honest), honest, tmp_path / "a.onnx", **lie)
+    result = check_parity(ParityRequest("torch", (tmp_path / "a.onnx",)))[0].candidates[0]
+    assert result.state == "failed"
+    assert any(note.startswith(f"its {next(iter(lie))} is ") for note in result.notes)
+
+
+def test_weights_that_only_lie_beside_the_layers_do_not_count(honest: Path, tmp_path: Path):
+    model = onnx.load(honest)
+    big = onnx.numpy_helper.from_array(np.zeros(10_000_000, np.int8), "unused")
+    model.graph.initializer.append(big)
+    onnx.save(model, tmp_path / "a.onnx")
+    artifact = registry.open_artifact(tmp_path / "a.onnx", "u2netp-demo")
+    found = registry.with_stored_precision(artifact)
+    assert found.facts.precision is Precision.FP32
+
+
+def test_pictures_follow_from_the_files():
+    one, other = (
+        [case.read() for case in unforeseen_cases(digest, 2)] for digest in ("0" * 64, "1" * 64)
+    )
+    assert one == [case.read() for case in unforeseen_cases("0" * 64, 2)]
+    assert not set(one) & set(other)
+
+
+# --- what int8 promised
+
+
+def _promise(artifact, **promise: object):
+    quantization = {"calibration": (), "seed": 0, "best_effort": False, **promise}
+    facts = artifact.facts.model_copy(update={"precision": Precision.INT8})
+    made = type(facts).model_validate({**facts.model_dump(), "quantization": quantization})
+    return artifact.with_facts(
+        **{name: getattr(made, name) for name in ("precision", "quantization")}
+    )
+
+
+def test_a_promise_tightens_the_budget_and_never_loosens_it(honest: Path):
+    artifact, own = registry.open_artifact(honest), BUDGETS[Precision.INT8]
+    lax = _promise(artifact, min_iou=0.0, max_mae=1.0)
+    assert budget_for(lax) == own
+    assert budget_for(_promise(artifact, min_iou=0.0, max_mae=1.0, best_effort=True)) == own
+    strict = budget_for(_promise(artifact, min_iou=0.999, max_mae=1e-4))
+    assert (strict.mask_iou, strict.mask_mae) == (0.999, 1e-4)
+    assert strict.worst_iou == own.worst_iou
+    users = {**BUDGETS, Precision.INT8: own.model_copy(update={"mask_iou": 0.5})}
+    assert budget_for(_promise(artifact, min_iou=0.999, max_mae=1e-4), users).mask_iou == 0.5
+
+
+def test_looser_budgets_of_the_user_are_said_first(command, small: Path, tmp_path: Path):
+    shutil.copy(small / ONNX, tmp_path)
+    shutil.copy(small / f"{ONNX}.json", tmp_path)
+    (tmp_path / "b.json").write_text('{"fp32": {"raw_max": null, "mask_iou": 0.5}}')
+    words = ("--budget", "b.json", "--json", "p.json", "--html", "p.html", "--junit", "p.xml")
+    done = command("parity", "torch", ONNX, *words)
+    assert done.returncode == 0, done.stderr
+    looser = "raw_max any instead of 0.0003, mask_iou 0.5 instead of 0.999"
+    sentence = f"judged by the looser budgets of b.json: fp32: {looser}"
+    assert done.stdout.splitlines()[0] == sentence
+    assert sentence in (tmp_path / "p.html").read_text()
+    assert sentence in (tmp_path / "p.xml").read_text()
+    done = command("verify", ONNX)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{ONNX} passed by looser budgets: {looser}"
+    assert "5 drawn, 18 degenerate" in done.stdout
+    (tmp_path / "b.json").write_text('{"fp32": {"raw_max": 1e-9}}')
+    assert command("verify", ONNX, "--budget", "b.json").returncode == 6
+
+
+# --- certificates and manifests
+
+
+@pytest.fixture(scope="module")
+def certified_once(small: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("certified")
+    for path in small.glob("u2netp-demo-fp32-64-bN.*"):
+        shutil.copy(path, folder)
+    request = ParityRequest("torch", (folder / ONNX, folder / XML))
+    report, _ = check_parity(request)
+    assert report.passed
+    assert certify_passed(request, report) == []
+    return folder
+
+
+@pytest.fixture
+def certified(certified_once: Path, tmp_path: Path) -> Path:
+    """A folder of certified files, where commands run."""
+    for path in certified_once.iterdir():
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_a_certificate_is_held_to_the_projects_budget_and_not_to_its_own(command, certified: Path):
+    def soften(manifest: dict) -> None:
+        certificate = manifest["checks"]["certificate"]
+        certificate["judgement"].update(mask_iou=0.5, worst_iou=0.5)
+        certificate["budget"].update(mask_iou=0.1, worst_iou=0.1)
+
+    assert command("verify", ONNX).returncode == 0
+    cheats.change_manifest(certified / ONNX, soften)
+    done = command("verify", ONNX)
+    assert done.returncode == 6, done.stderr
+    assert "passed only by budgets of its own: mask_iou 0.5000 (at least 0.999)" in done.stderr
+
+
+def test_a_certificate_of_another_file_counts_for_nothing(command, certified: Path):
+    model = onnx.load(certified / ONNX)
+    cheats.apply(model, "inverted")
+    cheats.save(model, certified / ONNX, certified / "inverted.onnx")
+    checks = json.loads((certified / f"{ONNX}.json").read_text())["checks"]
+    cheats.change_manifest(certified / "inverted.onnx", lambda m: m.update(checks=checks))
+    done = command("verify", "inverted.onnx")
+    assert done.returncode == 4, done.stderr
+    assert "is for other bytes: judge it anew" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("run",), ("parity", "torch"), ("verify",), ("inspect",)])
+def test_zeroed_weights_that_the_manifest_leaves_out(command, certified: Path, words):
+    weights = (certified / XML).with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[:128] = bytes(128)  # 32 weights
+    weights.write_bytes(content)
+    cheats.change_manifest(certified / XML, lambda m: m["files"].pop(weights.name))
+    picture(certified / "p.png")
+    done = command(*words, XML, *(["p.png"] if words == ("run",) else []))
+    assert done.returncode == 4, done.stderr
+    assert "its manifest does not list it: export it again" in done.stderr
+    assert not (certified / "p-mask.png").exists()
+
+
+@pytest.mark.parametrize("file", [ONNX, XML])
+@pytest.mark.parametrize("words", [("run",), ("parity", "torch"), ("verify",)])
+@pytest.mark.parametrize("facts", [{"resize": "bilinear"}, {"precision": "int8"}], ids=str)
+def test_a_manifest_that_contradicts_the_file(command, certified: Path, file, words, facts):
+    cheats.change_manifest(certified / file, lambda m: m["facts"].update(facts))
+    picture(certified / "p.png")
+    done = command(*words, file, *(["p.png"] if words == ("run",) else []))
+    assert done.returncode == 4, done.stderr
+    assert (
+        f"other facts inside than its manifest does, such as its {next(iter(facts))}" in done.stderr
+    )
+
+
+def test_a_digest_inside_that_no_longer_fits(command, certified: Path):
+    """The manifest was made to fit the changed bytes, the file itself was not."""
+    path = certified / ONNX
+    content = bytearray(path.read_bytes())
+    at = content.find(b"rebnconv") + 200
+    content[at] ^= 1
+    path.write_bytes(content)
+    digest = cheats.file_sha256(path)
+    cheats.change_manifest(path, lambda m: m["files"].update({ONNX: digest}))
+    picture(certified / "p.png")
+    for words in (("run", ONNX, "p.png"), ("verify", ONNX)):
+        done = command(*words)
+        assert done.returncode == 4, done.stderr
+        assert "was changed after it was exported" in done.stderr
