@@ -169,6 +169,18 @@ def test_no_frame_lies_behind_too_many_pixels(tmp_path: Path, monkeypatch):
             _decoded(path, 4)
 
 
+def test_a_frame_whose_beginning_is_cut_off_is_counted_and_fails(tmp_path: Path):
+    path = _saved(tmp_path / "a.gif")
+    with Image.open(path) as file:
+        file.seek(2)
+        begin = file.tile[0].offset - 10  # of the last frame's descriptor
+    path.write_bytes(path.read_bytes()[: begin + 4])
+    assert [frame.number for frame in frames_of(path)] == [1, 2, 3]
+    assert _decoded(path, 2).size == SIZE
+    with pytest.raises(InputError, match="frame 3 of"):
+        _decoded(path, 3)
+
+
 def test_counting_goes_back_to_the_first_frame(tmp_path: Path):
     for name in LOSSLESS:
         header = read_frame_header(_saved(tmp_path / name, **LOSSLESS[name]), 1)
