@@ -213,6 +213,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, path in enumerate(f"{top}/{name}" for top in FOLDERS for name in FOLDERS[top]):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         draw_image(1_000_311 + number, (96, 72)).picture.save(folder / path)
+    frames = [draw_image(seed, (96, 72)).picture for seed in (1_000_325, 1_000_326)]
+    frames[0].save(folder / "party.gif", save_all=True, append_images=frames[1:])
     (folder / "weights").mkdir()
     bundled = ROOT / "weights" / MODELS["u2netp-demo"].file
     for name in ("mine.safetensors", "weights/u2netp.pth"):

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,19 +23,27 @@ from u2export.errors import (
     U2ExportError,
     pip_command,
 )
+from u2export.images.frames import Frame, Picture
 from u2export.inference.process import ImageOptions, ImageResult, process_images
 from u2export.inference.segmenter import load
 from u2export.system.files import remove_partials, scratch_folder
 
 BATCH_SIZE = 16  # pictures of an actor's batch, which is repeated if the actor dies
 _SCHEME_MARK = "://"  # in the address of an object store
-_Pair = tuple[str, str]  # paths or addresses of a picture and its result
 _Row = dict[str, Any]
+
+
+class _Pair(NamedTuple):
+    """Paths or addresses of a picture's file and of its result; the number of a frame, or 0."""
+
+    picture: str
+    output: str
+    frame: int = 0
 
 
 def map_pictures(
     artifact: str | Path,
-    targets: Iterable[tuple[str | Path, str | Path]],
+    targets: Iterable[tuple[str | Picture, str | Path]],
     image_options: ImageOptions | None = None,
     *,
     workers: int = 2,
@@ -48,7 +56,9 @@ def map_pictures(
     Args:
         artifact: the model file, at the same path on every machine.
         targets: pairs of picture and result: paths that every machine sees, or addresses of an
-            object store such as `s3://bucket/a.jpg`. Its fsspec package must be installed.
+            object store such as `s3://bucket/a.jpg`. Its fsspec package must be installed. A
+            `Frame` is one of several pictures in a file; of a path or address with several, the
+            first is taken.
         image_options: what to make of the pictures; by default masks.
         workers: actors, each with a runner of its own.
         threads: processors of an actor.
@@ -66,8 +76,8 @@ def map_pictures(
     ray = _import_ray()
     image_options, load_options = image_options or ImageOptions(), dict(load_options or {})
     path = Path(artifact).absolute()
-    pairs = [(_absolute(str(picture)), _absolute(str(output))) for picture, output in targets]
-    pending = [pair for pair in pairs if not (skip_existing and _exists(pair[1]))]
+    pairs = [_pair(picture, output) for picture, output in targets]
+    pending = [pair for pair in pairs if not (skip_existing and _exists(pair.output))]
     if not pending:
         return
     with load(path, **load_options) as segmenter:  # errors appear here, not in an actor
@@ -75,7 +85,7 @@ def map_pictures(
     _remove_partials(pairs)
     _connect(ray, workers * threads)
     with _no_progress_bars(ray):
-        rows = [{"picture": picture, "result": output} for picture, output in pending]
+        rows = [pair._asdict() for pair in pending]
         pictures = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // BATCH_SIZE))
         results = pictures.map_batches(
             _ImageActor,
@@ -89,6 +99,13 @@ def map_pictures(
         yield from map(_result_from_row, results.iter_rows())
 
 
+def _pair(picture: str | Picture, output: str | Path) -> _Pair:
+    file, number = picture, 0
+    if isinstance(picture, Frame):
+        file, number = picture.path, picture.number
+    return _Pair(_absolute(str(file)), _absolute(str(output)), number)
+
+
 def _import_ray() -> Any:
     try:
         import ray
@@ -100,7 +117,7 @@ def _import_ray() -> Any:
 
 def _remove_partials(pairs: Sequence[_Pair]) -> None:
     """Remove what killed workers left in the local folders of results."""
-    folders = {Path(output).parent for _, output in pairs if not _is_remote(output)}
+    folders = {Path(pair.output).parent for pair in pairs if not _is_remote(pair.output)}
     remove_partials({folder for folder in folders if folder.is_dir()})
 
 
@@ -142,8 +159,9 @@ class _ImageActor:
         self._segmenter = load(path, threads=threads, at_once=threads, **load_options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Process a batch: columns `picture` and `result` to the columns of `_result_row`."""
-        pairs = list(zip(map(str, batch["picture"]), map(str, batch["result"]), strict=True))
+        """Process a batch: columns of `_Pair` to the columns of `_result_row`."""
+        columns = (batch[name] for name in _Pair._fields)
+        pairs = [_Pair(str(p), str(o), int(f)) for p, o, f in zip(*columns, strict=True)]
         with scratch_folder() as folder:
             rows = self._process(pairs, Path(folder))
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -156,13 +174,12 @@ class _ImageActor:
         try:
             for result in process_images(self._segmenter, local_pairs, self._options):
                 # in order, but a picture that a full disk kept from being written is left out
-                done = Path(result.picture), Path(result.output)
-                index = local_pairs.index(done, index + 1)
+                index = local_pairs.index(result.target, index + 1)
                 pair, fetch_error = pairs[index], fetch_errors[index]
                 if fetch_error:
                     result.error = fetch_error
-                elif not result.error and _is_remote(pair[1]):
-                    _upload(Path(result.output), pair[1])
+                elif not result.error and _is_remote(pair.output):
+                    _upload(Path(result.output), pair.output)
                 rows[index] = _result_row(pair, result)
         except U2ExportError as error:  # a result cannot be written: this ends the run
             no_result = ImageResult("", "")
@@ -174,9 +191,10 @@ class _ImageActor:
 def _result_row(pair: _Pair, result: ImageResult, fatal: U2ExportError | None = None) -> _Row:
     """An outcome as a flat row; `_result_from_row` reads it. A stage not reached has time -1."""
     return {
-        "picture": pair[0],
-        "result": pair[1],
-        "error": result.error.replace(str(result.picture), pair[0]) if result.error else "",
+        "picture": pair.picture,
+        "result": pair.output,
+        "frame": pair.frame,
+        "error": result.error.replace(str(result.picture), pair.picture) if result.error else "",
         "fatal": str(fatal or ""),
         "full": isinstance(fatal, OutputError),
         "width": result.size[0],
@@ -198,17 +216,21 @@ def _result_from_row(row: Mapping[str, Any]) -> ImageResult:
         row["sha256"],
         {stage: float(row[stage]) for stage in map(str, Stage) if row[stage] >= 0},
         row["notes"].splitlines(),
+        int(row["frame"]) or None,
     )
 
 
-def _fetch_all(pairs: Sequence[_Pair], folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+def _fetch_all(
+    pairs: Sequence[_Pair], folder: Path
+) -> tuple[list[tuple[Picture, Path]], list[str]]:
     """Fetch the pictures of a batch.
 
     Returns:
         Local paths of each picture and its result, and the error of each; empty where there is
         none. A picture that was not fetched has paths that do not exist.
     """
-    local_pairs, errors = [], []
+    local_pairs: list[tuple[Picture, Path]] = []
+    errors = []
     for index, pair in enumerate(pairs):
         try:
             local_pairs.append(_fetch(pair, folder / str(index)))
@@ -219,23 +241,23 @@ def _fetch_all(pairs: Sequence[_Pair], folder: Path) -> tuple[list[tuple[Path, P
     return local_pairs, errors
 
 
-def _fetch(pair: _Pair, folder: Path) -> tuple[Path, Path]:
+def _fetch(pair: _Pair, folder: Path) -> tuple[Picture, Path]:
     """Local paths of a picture and its result; a remote picture is copied into the folder."""
-    picture, output = (Path(path) for path in pair)
-    if _is_remote(pair[0]):
-        store, key = _open_store(pair[0])
+    picture, output = Path(pair.picture), Path(pair.output)
+    if _is_remote(pair.picture):
+        store, key = _open_store(pair.picture)
         picture = folder / PurePosixPath(key).name
         picture.parent.mkdir(parents=True)
         try:
             with store.open(key, "rb") as source, picture.open("wb") as file:
                 shutil.copyfileobj(source, file)
         except FileNotFoundError as error:
-            raise InputError(f"there is no picture at {pair[0]}") from error
+            raise InputError(f"there is no picture at {pair.picture}") from error
         except OSError as error:
-            raise InputError(f"{pair[0]} cannot be read: {error}") from error
-    if _is_remote(pair[1]):
-        output = folder / "result" / PurePosixPath(pair[1]).name
-    return picture, output
+            raise InputError(f"{pair.picture} cannot be read: {error}") from error
+    if _is_remote(pair.output):
+        output = folder / "result" / PurePosixPath(pair.output).name
+    return Frame(picture, pair.frame) if pair.frame else picture, output
 
 
 def _upload(file: Path, address: str) -> None:

@@ -93,6 +93,79 @@ def frames_named(name: str) -> Callable[[Path], object]:
     return lambda folder: SMALL_PICTURE.save(folder / name, save_all=True, append_images=others)
 
 
+def damaged(name: str, change: Callable[[bytearray], object]) -> Callable[[Path], object]:
+    """Save three pictures in one file, and change its content."""
+
+    def make(folder: Path) -> None:
+        frames_named(name)(folder)
+        content = bytearray((folder / name).read_bytes())
+        change(content)
+        (folder / name).write_bytes(content)
+
+    return make
+
+
+def _pages(tiff: bytearray) -> list[tuple[int, int]]:
+    """Where each page's directory begins, and where its link to the next one is."""
+    found, begin = [], int.from_bytes(tiff[4:8], "little")
+    while begin:
+        link = begin + 2 + 12 * int.from_bytes(tiff[begin : begin + 2], "little")
+        found.append((begin, link))
+        begin = int.from_bytes(tiff[link : link + 4], "little")
+    return found
+
+
+def _link_back(tiff: bytearray) -> None:
+    (first, _), *_, (_, link) = _pages(tiff)
+    tiff[link : link + 4] = first.to_bytes(4, "little")
+
+
+def _link_to_nowhere(tiff: bytearray) -> None:
+    (_, link), *_ = _pages(tiff)
+    tiff[link : link + 4] = (2**31).to_bytes(4, "little")
+
+
+def _enlarge_second_page(tiff: bytearray) -> None:
+    begin, link = _pages(tiff)[1]
+    for entry in range(begin + 2, link, 12):
+        if int.from_bytes(tiff[entry : entry + 2], "little") in (256, 257):  # width and height
+            tiff[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, 20_000)
+
+
+def _claim_frames(count: int) -> Callable[[bytearray], object]:
+    def change(png: bytearray) -> None:
+        begin = png.index(b"acTL")
+        png[begin + 4 : begin + 8] = count.to_bytes(4, "big")
+        png[begin + 12 : begin + 16] = zlib.crc32(png[begin : begin + 12]).to_bytes(4, "big")
+
+    return change
+
+
+def _cut(content: bytearray) -> None:
+    del content[-100:]
+
+
+def _wipe_end(content: bytearray) -> None:
+    content[-60:-20] = bytes(40)
+
+
+def _wipe_last_frame(webp: bytearray) -> None:
+    begin = webp.rindex(b"ANMF") + 40  # behind the headers
+    webp[begin : begin + 20] = bytes(20)
+
+
+def _gif(*sides: int) -> bytes:
+    """A GIF of one pixel, whose frames say that they are squares of these sides."""
+    head = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff"
+    frame = b"\x2c\0\0\0\0%b\0\2\2\x44\1\0"
+    return head + b"".join(frame % struct.pack("<HH", side, side) for side in sides) + b";"
+
+
+def _of_frames(*numbers: int) -> tuple[str, ...]:
+    """The names of results."""
+    return tuple(f"x-{number:04}.png" for number in numbers)
+
+
 def manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
     """Change the manifest of `a.onnx`, and give it a right digest where it can have one."""
 
@@ -139,6 +212,67 @@ RUN_ONE = ("run", "a.onnx", "p.png", "--out", "o/p.png")
 PARITY = ("parity", "a.onnx", "a.onnx", "--budget", "b.json")
 ONE = ("sound.png",)
 NOT_A_MANIFEST = "is not a manifest: it was cut or changed"
+
+UNREADABLE = "cannot be read as a picture: "
+
+EVERY_FRAME = [
+    Attack(name, in_folder(make), (*RUN, "--frames", "all"), status, told, (*ONE, *results))
+    for name, make, status, told, results in (
+        ("pages in a circle", damaged("x.tif", _link_back), 0, "", _of_frames(1, 2, 3)),
+        (
+            "a link to a page behind the end",
+            damaged("x.tif", _link_to_nowhere),
+            7,
+            f"frame 2 of in/x.tif {UNREADABLE}",
+            _of_frames(1),
+        ),
+        (
+            "a second page that is huge",
+            damaged("x.tif", _enlarge_second_page),
+            7,
+            "frame 2 of in/x.tif has 400.0 million pixels, more than the 100.0 million allowed",
+            _of_frames(1, 3),
+        ),
+        ("no frames", file_named("x.gif", _gif()), 7, f"in/x.gif {UNREADABLE}", ()),
+        ("a claim of no frames", damaged("x.apng", _claim_frames(0)), 0, "", ("x.png",)),
+        (
+            "a claim of a frame that is not there",
+            damaged("x.apng", _claim_frames(4)),
+            7,
+            f"frame 4 of in/x.apng {UNREADABLE}",
+            _of_frames(1, 2, 3),
+        ),
+        (
+            "a frame that outgrows its file",
+            file_named("x.gif", _gif(1, 10_000, 1)),
+            7,
+            f"frame 3 of in/x.gif {UNREADABLE}frame 2 outgrows the file's 1x1 pixels",
+            _of_frames(1),
+        ),
+        (
+            "a frame of four billion pixels",
+            file_named("x.gif", _gif(1, 65_535)),
+            7,
+            f"frame 2 of in/x.gif {UNREADABLE}",
+            _of_frames(1),
+        ),
+        *(
+            (
+                f"a damaged frame in a {name[2:]}",
+                damaged(name, change),
+                7,
+                f"frame 3 of in/{name} {UNREADABLE}",
+                _of_frames(1, 2),
+            )
+            for name, change in (
+                ("x.gif", _cut),
+                ("x.apng", _cut),
+                ("x.webp", _wipe_last_frame),
+                ("x.avif", _wipe_end),
+            )
+        ),
+    )
+]
 
 PICTURES = [
     *(
@@ -427,4 +561,4 @@ DOCUMENTS = [
         "a deep report", _budget("[" * 100_000), ("recommend", "b.json"), 2, "nested too deeply"
     ),
 ]
-ATTACKS = [*PICTURES, *MANIFESTS, *DOCUMENTS]
+ATTACKS = [*PICTURES, *EVERY_FRAME, *MANIFESTS, *DOCUMENTS]

@@ -15,12 +15,8 @@ from attacks.table import SMALL_PICTURE, picture
 from conftest import POSIX
 from PIL import Image
 
-from u2export.images.decode import (
-    MAX_COUNTED_PAGES,
-    count_frames,
-    decode_image,
-    read_header,
-)
+from u2export.images.decode import decode_image, read_header
+from u2export.images.frames import MAX_COUNTED_PAGES, count_frames
 
 # Stands for the plug-in: a "HEIF" file is here a PNG behind twelve bytes.
 PLUGIN = """

@@ -98,9 +98,9 @@ def test_rays_results_keep_to_their_pictures(pairs, monkeypatch):
     monkeypatch.setattr(ray, "process_images", half)
     actor = ray._ImageActor.__new__(ray._ImageActor)
     actor._segmenter = actor._options = None
-    texts = [(str(one), str(other)) for one, other in pairs[:4]]
+    texts = [ray._Pair(str(one), str(other)) for one, other in pairs[:4]]
     rows = actor._process(texts, Path("unused"))
-    assert [row["picture"] for row in rows] == [one for one, _ in texts]
+    assert [row["picture"] for row in rows] == [one for one, *_ in texts]
     assert [row["sha256"] for row in rows] == ["0.png", "", "2.png", ""]
     assert [row["fatal"] for row in rows] == ["", "full", "", "full"]
     with pytest.raises(OutputError, match="full"):

@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, NoReturn
@@ -123,6 +124,7 @@ def main() -> NoReturn:
     if runs_pictures:  # imports make many objects and leave nothing to collect
         gc.set_threshold(_RARELY)
     guard_streams()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damage that matters is an error
     leave_on_signals()
     sys.argv[1:] = with_json_target(sys.argv[1:])
     try:

@@ -23,7 +23,7 @@ from u2export.cli.options import (
     RunPrecisionOption,
     ThreadsOption,
 )
-from u2export.core.enums import Engine, Format, Refine
+from u2export.core.enums import Engine, Format, Frames, Refine
 from u2export.core.requests import MAX_PIXELS, MAX_THREADS
 from u2export.errors import ImagesFailedError, InputError
 from u2export.system.console import print_result
@@ -31,12 +31,13 @@ from u2export.system.hardware import usable_cpus
 from u2export.system.progress import phases, say, track
 
 if TYPE_CHECKING:  # imported when called: the help must be quick
+    from u2export.images.frames import Picture
     from u2export.inference.journal import Journal
     from u2export.inference.process import ImageOptions, ImageResult
     from u2export.inference.segmenter import Segmenter
 
-    Targets = list[tuple[Path, Path]]
-    Process = Callable[[Iterable[tuple[Path, Path]]], Generator[ImageResult, None, None]]
+    Targets = list[tuple[Picture, Path]]
+    Process = Callable[[Iterable[tuple[Picture, Path]]], Generator[ImageResult, None, None]]
 
 
 STDIO = Path("-")  # standard input or output instead of a file
@@ -156,6 +157,13 @@ def run(
             "--watch", help="Go on with what comes into the folders.", rich_help_panel=Panel.INPUT
         ),
     ] = False,
+    frames: Annotated[
+        str,
+        typer.Option(
+            help=f"{' or '.join(Frames)}: of animations and files of several pages.",
+            rich_help_panel=Panel.INPUT,
+        ),
+    ] = "first",
     log: Annotated[
         Path | None,
         typer.Option(
@@ -213,6 +221,7 @@ def run(
         template=name,
         recursive=recursive,
         skip_existing=skip_existing,
+        frames=Frames.named(frames),
     )
     rounds = output_paths.watch(pictures) if watch else iter([output_paths.targets(pictures)])
     first = next(rounds)
@@ -290,23 +299,31 @@ class _Reporter:
 
     def tell(self, result: ImageResult) -> None:
         """Tell of a result, or hold its error back."""
-        self._held.pop(str(result.picture), None)
         if result.error and self._watching:
-            self._held[str(result.picture)] = (time.monotonic() + HOLD_S, result)
+            self._held[result.name] = (time.monotonic() + HOLD_S, result)
         else:
             self._tell_now(result)
+
+    def drop_held(self, targets: Targets) -> None:
+        """Drop the errors of files that are read again: they changed."""
+        from u2export.images.frames import file_of
+
+        files = {file_of(picture) for picture, _ in targets}
+        for name, (_, result) in list(self._held.items()):
+            if result.picture in files:
+                del self._held[name]
 
     def tell_held(self, *, all_of_them: bool = False) -> None:
         """Tell of the errors that were held back long enough."""
         now = time.monotonic()
-        for picture, (due, result) in list(self._held.items()):
+        for name, (due, result) in list(self._held.items()):
             if all_of_them or due <= now:
-                del self._held[picture]
+                del self._held[name]
                 self._tell_now(result)
 
     def _tell_now(self, result: ImageResult) -> None:
         if result.error:
-            self.failed.append(str(result.picture))
+            self.failed.append(result.name)
             say(f"error: {result.error}", always=True)
         elif result.output != STDIO:
             print_result(result.output, self._stdout)
@@ -327,6 +344,7 @@ def _process_rounds(
     """Make the results and tell of them; of all that were written, whatever ends the work."""
     try:
         for targets in rounds:
+            reporter.drop_held(targets)
             # closed before the runner is, whatever happens here
             with closing(process(track(targets, "segmenting"))) as results:
                 for result in results:

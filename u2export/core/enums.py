@@ -76,6 +76,13 @@ class Refine(NamedEnum):
     MATTING = "matting"
 
 
+class Frames(NamedEnum):
+    """Which pictures of a file that holds several are taken."""
+
+    FIRST = "first"
+    ALL = "all"
+
+
 class Engine(NamedEnum):
     """What carries a run over many pictures."""
 

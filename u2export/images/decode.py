@@ -11,17 +11,16 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from u2export.core.requests import MAX_PIXELS, MAX_SIDE
 from u2export.errors import InputError
-from u2export.images.formats import FORMATS_OF_SEVERAL, readable_formats, unreadable_reason
+from u2export.images.formats import readable_formats, unreadable_reason
 from u2export.system.documents import first_line, open_regular
 
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "RGBa"})  # with an RGB profile
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: width and height are swapped
-MAX_COUNTED_PAGES = 100
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
@@ -62,7 +61,7 @@ def check_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
     read_header(path, max_pixels=max_pixels).close()
 
 
-def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Read the header of a picture file; `decode_image` reads the pixels.
 
     Args:
@@ -75,8 +74,19 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
     Raises:
         InputError: the file is absent, no picture, or too large.
     """
+    header = open_header(source)
+    check_size(header, max_pixels)
+    return header
+
+
+def open_header(source: Path | BinaryIO) -> ImageFile.ImageFile:
+    """Read the header of a picture file of any size; see `read_header`.
+
+    Raises:
+        InputError: the file is absent, or no picture.
+    """
     name = _source_name(source)
-    with _translate_errors(name), _no_pixel_limit(), ExitStack() as stack:
+    with translate_errors(name), _no_pixel_limit(), ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, Path) else source
         try:
             header = Image.open(file, formats=readable_formats())
@@ -87,49 +97,25 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
             header._exclusive_fp = True  # Pillow closes it with the picture
         stack.pop_all()
     header.filename = name  # for the error messages of `decode_image`
-    pixels, side = header.width * header.height, max(header.size)
+    return header
+
+
+def check_size(header: ImageFile.ImageFile, max_pixels: int) -> None:
+    """Check the size of a picture before its pixels are read; close its file where that fails.
+
+    Raises:
+        InputError: it is too large.
+    """
+    name, pixels, side = _source_name(header), header.width * header.height, max(header.size)
     if side > MAX_SIDE:
         header.close()
         raise InputError(f"{name} has a side of {side} pixels, more than the {MAX_SIDE} allowed")
     if pixels > max_pixels:
         header.close()
         raise InputError(
-            f"{header.filename} has {pixels / 1e6:.1f} million pixels, more than the "
+            f"{name} has {pixels / 1e6:.1f} million pixels, more than the "
             f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
         )
-    return header
-
-
-def count_frames(header: Image.Image) -> int:
-    """How many pictures a file holds, such as frames of an animation or pages.
-
-    A camera's preview beside the picture does not count, nor does what comes after damage.
-
-    Args:
-        header: from `read_header`.
-
-    Returns:
-        1 to `MAX_COUNTED_PAGES` for TIFF, whose pages Pillow finds one after another.
-    """
-    if header.format not in FORMATS_OF_SEVERAL:
-        return 1
-    try:
-        return _count_pages(header) if header.format == "TIFF" else header.n_frames  # type: ignore[attr-defined]  # of the formats' own classes
-    except Exception:  # the first picture may be whole: decoding will tell
-        return 1
-
-
-def _count_pages(header: Image.Image) -> int:
-    count = 1
-    try:
-        while count < MAX_COUNTED_PAGES:
-            header.seek(count)
-            count += 1
-    except EOFError:
-        pass
-    finally:
-        header.seek(0)
-    return count
 
 
 def decode_image(header: Image.Image, *, min_side: int | None = None) -> DecodedImage:
@@ -143,7 +129,7 @@ def decode_image(header: Image.Image, *, min_side: int | None = None) -> Decoded
     Raises:
         InputError: the file is broken or truncated.
     """
-    with header, _translate_errors(_source_name(header)):
+    with header, translate_errors(_source_name(header)):
         width, height = header.size
         if min_side is not None:
             header.draft(None, (min_side, min_side))  # does nothing to formats other than JPEG
@@ -187,7 +173,7 @@ def as_image(picture: object) -> Image.Image:
         )
     if not picture.width or not picture.height:
         raise InputError(f"a picture of {picture.width}x{picture.height} has no pixels")
-    with _translate_errors(_source_name(picture)):
+    with translate_errors(_source_name(picture)):
         return to_upright(picture)
 
 
@@ -270,7 +256,7 @@ def _source_name(source: Path | BinaryIO | Image.Image) -> str:
 
 
 @contextmanager
-def _translate_errors(name: str) -> Iterator[None]:
+def translate_errors(name: str) -> Iterator[None]:
     """Turn every error of reading a picture file into an `InputError` of one sentence."""
     try:
         yield

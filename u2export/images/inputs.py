@@ -6,12 +6,13 @@ import glob
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from u2export.errors import InputError
 from u2export.images.formats import left_out_reason, readable_suffixes
+from u2export.images.frames import Frame, Picture, frames_of
 from u2export.system.console import escape_controls
 from u2export.system.documents import check_regular
 from u2export.system.files import resolved
@@ -24,16 +25,38 @@ _FileState = tuple[int, int]  # size in bytes, time of modification in nanosecon
 
 @dataclass(frozen=True)
 class InputImage:
-    """A picture file to process.
+    """A picture to process.
 
     Attributes:
         path: of the file.
         folder: of the file, relative to the folder that was searched; empty for a file that was
             named itself.
+        frame: its number in a file of several, from 1; None where the file is taken as one picture.
     """
 
     path: Path
     folder: Path = Path()
+    frame: int | None = None
+
+    @property
+    def picture(self) -> Picture:
+        """What is to be read."""
+        return self.path if self.frame is None else Frame(self.path, self.frame)
+
+
+def each_frame(images: Iterable[InputImage]) -> list[InputImage]:
+    """Take files of several pictures apart; other files stay.
+
+    Raises:
+        InputError: standard input is among them, which is read only once.
+    """
+    taken: list[InputImage] = []
+    for image in images:
+        if image.path == STDIO:
+            raise InputError("--frames all takes files: of standard input it cannot count them")
+        frames = frames_of(image.path)
+        taken += [replace(image, frame=frame.number) for frame in frames] or [image]
+    return taken
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -12,12 +12,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from u2export.core.enums import Format
+from u2export.core.enums import Format, Frames
 from u2export.errors import InputError
-from u2export.images.inputs import STDIO, InputImage, find_images, watch_folders
+from u2export.images.frames import Picture, file_of
+from u2export.images.inputs import STDIO, InputImage, each_frame, find_images, watch_folders
 from u2export.system.files import remove_partials, resolved
 
-TEMPLATE_FIELDS = ("folder", "stem", "name", "index", "ext")
+TEMPLATE_FIELDS = ("folder", "stem", "name", "index", "frame", "ext")
+_TELLS_FRAMES_APART = frozenset({"index", "frame"})
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class OutputPaths:
 
     For a single picture, `out` may be a file, whose name ends in the format's suffix. Otherwise
     `out` is a folder. Its subfolders are those of the folder that was searched. A result has the
-    picture's name: `name.png`, or `name.jpg.png` where two pictures would share that name.
+    picture's name: `name.png`, or `name.jpg.png` where two pictures would share that name. Of a
+    file of several pictures, each result has its number: `name-0001.png`.
 
     Attributes:
         out: a file or `-` for one picture; or a folder.
@@ -34,6 +37,7 @@ class OutputPaths:
         template: of the results' names below `out`, such as `{folder}/{stem}-mask.{ext}`.
         recursive: search subfolders too.
         skip_existing: skip pictures whose result exists.
+        frames: of a file that holds several pictures, take the first or all.
     """
 
     out: Path
@@ -41,20 +45,35 @@ class OutputPaths:
     template: str | None = None
     recursive: bool = False
     skip_existing: bool = False
+    frames: Frames = Frames.FIRST
 
-    def targets(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    def __post_init__(self) -> None:
+        """Check that a template tells the pictures of a file apart.
+
+        Raises:
+            InputError: it does not, or has an unknown field.
+        """
+        if self.template is None or self.frames is Frames.FIRST:
+            return
+        if not _template_fields(self.template) & _TELLS_FRAMES_APART:
+            raise InputError("with --frames all, a template of names needs {frame}")
+
+    def targets(self, paths: Sequence[Path]) -> list[tuple[Picture, Path]]:
         """Pair the pictures that paths name with their results.
 
         Raises:
             InputError: there are no pictures; several pictures have one output file, or one result;
                 a result would overwrite a picture, or lie outside `out`; the template has an
-                unknown field.
+                unknown field; all pictures of standard input were asked for.
         """
-        images = find_images(paths, recursive=self.recursive, exclude=self.out)
+        images = self._taken(find_images(paths, recursive=self.recursive, exclude=self.out))
         results = choose_output_paths(images, self.out, self.extension, self.template)
         return self._without_existing(results)
 
-    def watch(self, paths: Sequence[Path]) -> Iterator[list[tuple[Path, Path]]]:
+    def _taken(self, images: list[InputImage]) -> list[InputImage]:
+        return each_frame(images) if self.frames is Frames.ALL else images
+
+    def watch(self, paths: Sequence[Path]) -> Iterator[list[tuple[Picture, Path]]]:
         """Watch folders and pair new pictures with their results; never ends.
 
         A picture that changes is processed again. If its result's name is taken by an earlier
@@ -68,16 +87,16 @@ class OutputPaths:
         """
         if resolved(self.out) in {resolved(path) for path in paths}:
             raise InputError(f"{self.out} is watched: results in it would be taken for pictures")
-        results: dict[Path, Path] = {}
+        results: dict[Picture, Path] = {}
         used: set[Path] = set()
         scans = watch_folders(paths, recursive=self.recursive, exclude=self.out)
-        for scan, images in enumerate(scans):
+        for scan, images in enumerate(map(self._taken, scans)):
             for image in images:
-                if image.path not in results:
+                if image.picture not in results:
                     result = self._unused_path(image, len(results), used)
-                    results[image.path] = result
+                    results[image.picture] = result
                     used.add(result)
-            settled = {image.path: results[image.path] for image in images}
+            settled = {image.picture: results[image.picture] for image in images}
             # scan 0 only records states: scan 1 reports the pictures that were there at the start
             yield self._without_existing(settled) if scan == 1 else list(settled.items())
 
@@ -86,16 +105,17 @@ class OutputPaths:
         if self.template is not None:
             usual = self.out / _name_from_template(self.template, image, index, self.extension)
         else:
-            usual = self.out / image.folder / f"{_stem(image.path)}.{self.extension}"
-        longer = usual.with_name(f"{image.path.name}.{self.extension}")
+            stem = _numbered(_stem(image.path), image)
+            usual = self.out / image.folder / f"{stem}.{self.extension}"
+        name = _numbered(image.path.name, image)
+        longer = usual.with_name(f"{name}.{self.extension}")
         numbered = (
-            usual.with_name(f"{image.path.name}.{number}.{self.extension}")
-            for number in itertools.count(2)
+            usual.with_name(f"{name}.{number}.{self.extension}") for number in itertools.count(2)
         )
         candidates = itertools.chain([usual, longer], numbered)
         return next(candidate for candidate in candidates if candidate not in used)
 
-    def _without_existing(self, results: dict[Path, Path]) -> list[tuple[Path, Path]]:
+    def _without_existing(self, results: dict[Picture, Path]) -> list[tuple[Picture, Path]]:
         """Pairs to process; also removes what killed runs left in the folders of the results."""
         remove_partials({result.parent for result in results.values() if result.parent.is_dir()})
         return [
@@ -122,11 +142,11 @@ def output_format(name: str | None, out: Path | None) -> Format:
 
 def choose_output_paths(
     images: Sequence[InputImage], out: Path, extension: str, template: str | None
-) -> dict[Path, Path]:
+) -> dict[Picture, Path]:
     """Choose the path of each picture's result, by the rules of `OutputPaths`.
 
     Returns:
-        The result's path by the picture's path.
+        The result's path by the picture.
 
     Raises:
         InputError: as for `OutputPaths.targets`.
@@ -135,16 +155,17 @@ def choose_output_paths(
     if out == STDIO or is_file:
         if len(images) != 1:
             raise InputError(f"{len(images)} pictures do not fit into the one file {out}")
-        results = {images[0].path: out}
+        results = {images[0].picture: out}
     elif template is not None:
         results = {
-            image.path: out / _name_from_template(template, image, index, extension)
+            image.picture: out / _name_from_template(template, image, index, extension)
             for index, image in enumerate(images)
         }
     else:
-        counts = Counter((image.folder, image.path.stem) for image in images)
+        files = {image.path: (image.folder, image.path.stem) for image in images}
+        counts = Counter(files.values())
         results = {
-            image.path: out / image.folder / f"{_unique_stem(image, counts)}.{extension}"
+            image.picture: out / image.folder / f"{_unique_stem(image, counts)}.{extension}"
             for image in images
         }
     if out != STDIO:
@@ -159,9 +180,14 @@ def _format_suffix(path: Path) -> str:
 
 
 def _unique_stem(image: InputImage, counts: Counter[tuple[Path, str]]) -> str:
-    """The picture's stem; its name with the suffix, where pictures of a folder share the stem."""
+    """The picture's stem; its name with the suffix, where files of a folder share the stem."""
     is_unique = counts[image.folder, image.path.stem] == 1
-    return _stem(image.path) if is_unique else image.path.name
+    return _numbered(_stem(image.path) if is_unique else image.path.name, image)
+
+
+def _numbered(name: str, image: InputImage) -> str:
+    """Put the number of a frame behind a name."""
+    return name if image.frame is None else f"{name}-{image.frame:04}"
 
 
 def _stem(path: Path) -> str:
@@ -175,10 +201,11 @@ def _name_from_template(template: str, image: InputImage, index: int, extension:
         "stem": _stem(image.path),
         "name": image.path.name,
         "index": index,
+        "frame": image.frame or 1,
         "ext": extension,
     }
+    _template_fields(template)
     try:
-        _check_template_fields(template)
         name = template.format_map(values)
     except (KeyError, ValueError) as error:
         raise InputError(f"{template!r} is no template of names: {error}") from error
@@ -188,14 +215,20 @@ def _name_from_template(template: str, image: InputImage, index: int, extension:
     return path
 
 
-def _check_template_fields(template: str) -> None:
-    fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+def _template_fields(template: str) -> set[str]:
+    """The fields of a template, each of which is known."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"{template!r} is no template of names: {error}") from error
+    fields = {field for _, field, _, _ in parts if field is not None}
     if unknown := fields - set(TEMPLATE_FIELDS):
         known, other = ", ".join(TEMPLATE_FIELDS), min(unknown) or "nothing"
         raise InputError(f"a name is made of {known}, not of {other!r}")
+    return fields
 
 
-def _refuse_overwriting(results: dict[Path, Path]) -> None:
+def _refuse_overwriting(results: dict[Picture, Path]) -> None:
     """Check that no result overwrites a picture or another result, also through links.
 
     Some disks take names for the same that differ in case, or in how accents are encoded.
@@ -207,12 +240,13 @@ def _refuse_overwriting(results: dict[Path, Path]) -> None:
             resolved_folders[path.parent] = resolved(path.parent)
         return _path_key(resolved_folders[path.parent] / path.name)
 
-    pictures = {key_of(picture) for picture in results}
-    pictures |= {_path_key(resolved(picture)) for picture in results if picture.is_symlink()}
-    pictures_by_key: dict[str, Path] = {}
+    files = dict.fromkeys(map(file_of, results))
+    pictures = {key_of(file) for file in files}
+    pictures |= {_path_key(resolved(file)) for file in files if file.is_symlink()}
+    pictures_by_key: dict[str, Picture] = {}
     for picture, result in results.items():
         key = key_of(result)
-        if key in pictures or _is_same_file(picture, result):
+        if key in pictures or _is_same_file(file_of(picture), result):
             raise InputError(f"{result} is one of the pictures: choose another --out")
         if key in pictures_by_key:
             earlier = pictures_by_key[key]

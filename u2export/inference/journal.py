@@ -43,6 +43,7 @@ class Journal:
         entry = {
             "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "picture": str(result.picture),
+            "frame": result.frame,
             "sha256": result.sha256,
             "width": result.size[0],
             "height": result.size[1],

@@ -15,7 +15,7 @@ from threading import BoundedSemaphore
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from u2export.core.arrays import Array
 from u2export.core.artifact import Artifact
@@ -24,8 +24,17 @@ from u2export.core.requests import MAX_PICTURE_BYTES, MAX_PIXELS
 from u2export.errors import InputError, OutputError, U2ExportError
 from u2export.images import encode
 from u2export.images.compose import MASK_ONLY, Composition, compose
-from u2export.images.decode import count_frames, decode_image, read_header
+from u2export.images.decode import decode_image, read_header
 from u2export.images.encode import PNG_DEFAULT, Encoding
+from u2export.images.frames import (
+    Frame,
+    Picture,
+    count_frames,
+    draw_frames_before,
+    file_of,
+    frame_name,
+    read_frame_header,
+)
 from u2export.images.inputs import STDIO
 from u2export.images.postprocess import stretch_saliency
 from u2export.images.preprocess import min_decode_side, preprocess
@@ -91,6 +100,8 @@ class ImageResult:
         ms: milliseconds by `Stage`, for each stage that was reached. The pictures of one call share
             its time. `infer` includes waiting for other calls.
         notes: what else is to be told, as sentences.
+        frame: the picture's number in a file of several, from 1; None where the file was taken as
+            one picture.
     """
 
     picture: Path | str
@@ -100,6 +111,24 @@ class ImageResult:
     sha256: str = ""
     ms: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    frame: int | None = None
+
+    @classmethod
+    def awaited(cls, picture: Picture, output: Path | str) -> ImageResult:
+        """The outcome of a picture before its work begins."""
+        number = picture.number if isinstance(picture, Frame) else None
+        return cls(file_of(picture), output, frame=number)
+
+    @property
+    def target(self) -> tuple[Picture, Path]:
+        """What was to be read and written, for local files."""
+        file = Path(self.picture)
+        return file if self.frame is None else Frame(file, self.frame), Path(self.output)
+
+    @property
+    def name(self) -> str:
+        """What messages call the picture: its path or address, and its number in the file."""
+        return frame_name(self.picture, self.frame)
 
     @contextmanager
     def time_stage(self, stage: Stage) -> Generator[None, None, None]:
@@ -124,14 +153,14 @@ class ImageResult:
         except U2ExportError as error:
             self.error = str(error)
         except MemoryError:
-            self.error = f"{self.picture} needs more memory than there is"
+            self.error = f"{self.name} needs more memory than there is"
         except Exception as error:  # no kind is known that would not be of a picture
-            self.error = f"{self.picture} failed: {type(error).__name__}: {first_line(error)}"
+            self.error = f"{self.name} failed: {type(error).__name__}: {first_line(error)}"
 
 
 def process_images(
     segmenter: Segmenter,
-    targets: Iterable[tuple[Path, Path]],
+    targets: Iterable[tuple[Picture, Path]],
     image_options: ImageOptions | None = None,
     unclaimed: list[list[ImageResult]] | None = None,
 ) -> Generator[ImageResult, None, None]:
@@ -142,7 +171,8 @@ def process_images(
 
     Args:
         segmenter: the opened artifact.
-        targets: pairs of picture and result; `-` is standard input or output.
+        targets: pairs of picture and result; `-` is standard input or output. A `Frame` is one of
+            several pictures in a file; of a path with several, the first is taken.
         image_options: what to make of the pictures; by default masks.
         unclaimed: gets the results that were written, and not yielded since the caller stopped.
 
@@ -177,7 +207,7 @@ class _ImageTask:
     def __init__(self, result: ImageResult, file: BinaryIO) -> None:
         self.result, self.file, self.initial_state = result, file, _file_state(file)
         self.metadata: dict[str, bytes] = {}
-        self.header: Image.Image | None = None
+        self.header: ImageFile.ImageFile | None = None
         self.picture: Image.Image | None = None
         self.pixel_count = 0
 
@@ -198,11 +228,11 @@ class _ImageProcessor:
         # Half of the threads may compress WebP at once; the others compute the network meanwhile.
         self._webp_limiter = BoundedSemaphore(-(-segmenter.workers // 2))
 
-    def process_batch(self, pairs: Sequence[tuple[Path, Path]]) -> list[ImageResult]:
+    def process_batch(self, pairs: Sequence[tuple[Picture, Path]]) -> list[ImageResult]:
         """Write the results of pictures that are computed in one call."""
         if self.failure:
             return []
-        results = [ImageResult(picture, output) for picture, output in pairs]
+        results = [ImageResult.awaited(picture, output) for picture, output in pairs]
         written: list[ImageResult] = []
         try:
             self._process(results, written)
@@ -229,14 +259,23 @@ class _ImageProcessor:
             if self._options.hash_files:
                 result.sha256 = stream_sha256(task.file)
                 task.file.seek(0)
-            task.header = read_header(task.file, max_pixels=self._options.max_pixels)
+            task.header = self._read_header(task)
             task.pixel_count = math.prod(task.header.size)
-            if (frames := count_frames(task.header)) > 1:
-                result.notes.append(
-                    f"{result.picture} holds {frames} pictures; only the first was taken"
-                )
             return task
         return None
+
+    def _read_header(self, task: _ImageTask) -> ImageFile.ImageFile:
+        """Read the header of a picture's file, or of its frame."""
+        result, max_pixels = task.result, self._options.max_pixels
+        if result.frame is not None:
+            return read_frame_header(task.file, result.frame, max_pixels=max_pixels)
+        header = read_header(task.file, max_pixels=max_pixels)
+        if (frames := count_frames(header)) > 1:
+            result.notes.append(
+                f"{result.picture} holds {frames} pictures; only the first was taken: "
+                "--frames all takes each"
+            )
+        return header
 
     def _preprocess(self, task: _ImageTask) -> Array | None:
         """Decode and preprocess a picture; None where that fails.
@@ -247,7 +286,7 @@ class _ImageProcessor:
         with result.record_error():
             picture = self._decode(task)
             if _file_state(task.file) != task.initial_state:
-                raise InputError(f"{result.picture} was changed while it was read")
+                raise InputError(f"{result.name} was changed while it was read")
             with result.time_stage(Stage.PREPROCESS):
                 x = preprocess(picture, self._segmenter.spec)
             if composition.needs_picture:
@@ -262,6 +301,7 @@ class _ImageProcessor:
         header, task.header = task.header, None
         assert header is not None
         with task.result.time_stage(Stage.DECODE):
+            draw_frames_before(header, task.result.frame or 1)
             needs_all = self._options.composition.needs_picture
             min_side = None if needs_all else min_decode_side(self._segmenter.spec)
             picture, task.result.size = decode_image(header, min_side=min_side)
