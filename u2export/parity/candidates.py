@@ -18,7 +18,7 @@ from u2export.core.artifact import Artifact, manifest_path
 from u2export.core.enums import Precision
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunRequest
-from u2export.errors import ArtifactError, DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, ExportError, InputError, OutputError
 from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest, budget_for
@@ -120,10 +120,11 @@ def prepare_candidate(
 
     Returns:
         The candidate; without a pipeline where a package, runtime or device is absent, and where
-        the file is damaged or the runtime refuses it.
+        the file is damaged or the runtime refuses it, also when it computes.
 
     Raises:
         InputError: the backend has no such option.
+        OutputError: the disk is full.
         ParityError: the runtime does something else than requested.
     """
     if not isinstance(opened, Artifact):
@@ -141,7 +142,9 @@ def prepare_candidate(
             execution = runner.executed()
     except DependencyError as error:
         return Candidate(runtime_info(opened), budget, spec, missing=str(error))
-    except ArtifactError as error:
+    except OutputError:
+        raise  # the disk is full, and no fault of the file
+    except (ArtifactError, ExportError) as error:
         return Candidate(runtime_info(opened), budget, spec, refused=str(error))
     info = runtime_info(opened, execution.runtime, execution.summary())
 

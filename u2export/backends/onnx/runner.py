@@ -13,9 +13,9 @@ import onnxruntime as ort
 
 from u2export.backends.onnx.profile import parse_profile
 from u2export.backends.onnx.session import (
+    compute,
     concurrent_calls,
     open_session,
-    run_error,
     session_options,
 )
 from u2export.core.arrays import Array
@@ -69,11 +69,8 @@ class OnnxRunner(Runner):
 
     def _run(self, output_names: list[str] | None, x: Array) -> tuple[Array, ...]:
         """Compute the named outputs; all outputs for None."""
-        try:
-            with self._call_slots:
-                outputs = self._session.run(output_names, {self._input_name: x})
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            raise run_error(error) from error
+        with self._call_slots:
+            outputs = compute(self._session, {self._input_name: x}, output_names)
         return tuple(np.asarray(y, np.float32) for y in outputs)
 
     def _executed(self) -> Execution:
@@ -88,7 +85,7 @@ class OnnxRunner(Runner):
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "kernels")
             session = open_session(self._path, options, self._run_spec.device)
-            session.run(None, {self._input_name: x})
+            compute(session, {self._input_name: x})
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return Execution(
             runtime=f"onnxruntime {ort.__version__}",

@@ -90,6 +90,21 @@ def unoptimized_session(model) -> Callable[..., Sequence[Array]]:  # type: ignor
     return run
 
 
+def compute(
+    session: ort.InferenceSession, inputs: dict[str, Array], names: list[str] | None = None
+) -> Sequence[Array]:
+    """Compute the named outputs; all of them for None.
+
+    Raises:
+        ExportError: onnxruntime fails.
+    """
+    try:
+        outputs: Sequence[Array] = session.run(names, inputs)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise run_error(error) from error
+    return outputs
+
+
 def run_error(error: Exception) -> ExportError:
     """Translate what onnxruntime raises while it computes."""
     return ExportError(f"onnxruntime {ort.__version__} failed: {first_line(error)}")
