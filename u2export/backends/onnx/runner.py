@@ -29,7 +29,7 @@ from u2export.errors import ArtifactError
 from u2export.system import ordered_pool
 from u2export.system.files import scratch_folder
 
-_REAL_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
+_REAL_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")  # and NumPy has them
 
 
 class OnnxRunner(Runner):
