@@ -34,9 +34,17 @@ from u2export.benchmark.rounds import MIN_SAMPLES
 from u2export.benchmark.worker import WorkerSpec
 from u2export.benchmark.worker_process import WorkerError, WorkerProcess
 from u2export.core import registry
+from u2export.core.artifact import Artifact
 from u2export.core.enums import Device, Precision
 from u2export.core.requests import RunRequest
-from u2export.errors import DependencyError, ExportError, InputError, ParityError
+from u2export.errors import (
+    ArtifactError,
+    DependencyError,
+    ExportError,
+    InputError,
+    OutputError,
+    ParityError,
+)
 from u2export.images.synthetic import draw_image
 from u2export.system import hardware
 
@@ -449,16 +457,51 @@ def test_auto_tries_int8_where_there_are_pictures_for_it(folder: Path, pictures,
     wish = AutoRequest(
         DEMO, limits=Limits(min_iou=0.97), calibration=pictures, out=folder / "out", sizes=(64,)
     )
-    with pytest.raises(InputError, match="no backend can export and run here"):
+    with pytest.raises(ExportError, match="not now"):
         choose_best(wish)
     int8 = {name: spec.quantization for name, spec in asked if spec.precision is Precision.INT8}
     (first,) = int8  # what lost the mask there is not tried again with the same numbers elsewhere
     assert int8[first].pictures == pictures
     assert (int8[first].min_iou, int8[first].max_mae) == (0.97, 0.004)
     asked.clear()
-    with pytest.raises(InputError, match="no backend can export and run here"):
+    with pytest.raises(ExportError, match="not now"):
         choose_best(dataclasses.replace(wish, calibration=()))
     assert Precision.INT8 not in {spec.precision for _, spec in asked}
+
+
+REFUSALS = [ArtifactError("changed"), DependencyError("no device"), ParityError("other"), None]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=str)
+def test_auto_goes_on_where_one_candidate_is_refused(error, folder, monkeypatch, capsys):
+    whole = registry.open_artifact(folder / ONNX)
+
+    def build(name, *rest):
+        if name == "onnx" or not error:
+            return whole
+        raise error
+
+    monkeypatch.setattr(auto, "build_artifact", build)
+    found = list(auto._export_candidates(AutoRequest(DEMO, sizes=(64,)), whole, folder, print))
+    assert {type(one) for one in found} == {Artifact, *([type(error)] if error else [])}
+    assert not error or f"is left out: {error}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OutputError("full"), InputError("a bad path")])
+def test_auto_ends_where_nothing_can_be_written(error, folder, monkeypatch):
+    def build(*given):
+        raise error
+
+    monkeypatch.setattr(auto, "build_artifact", build)
+    whole = registry.open_artifact(folder / ONNX)
+    with pytest.raises(type(error), match=str(error)):
+        list(auto._export_candidates(AutoRequest(DEMO), whole, folder, print))
+
+
+def test_auto_without_a_backend_names_the_doctor(folder: Path, monkeypatch):
+    monkeypatch.setattr(auto, "_usable_backends", lambda: iter(()))
+    with pytest.raises(InputError, match="u2export doctor says why"):
+        choose_best(AutoRequest(DEMO, out=folder / "out"))
 
 
 def test_auto_does_not_judge_by_what_calibrates(folder: Path, pictures):

@@ -48,6 +48,34 @@ def test_options_that_contradict_each_other_are_status_2(command, words, sentenc
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "near"),  # every Click puts them a little differently
+    [
+        (["onx"], "no such command 'onx'", "'onnx'"),
+        (["weights", "lst"], "no such command 'lst'", "lst"),
+        (["onnx", "--precison", "fp16"], "no such option", "--precision"),
+        (["onnx", "--device", "cpu"], "no such option", "see python -m u2export onnx --help"),
+        (["run"], "missing argument 'artifact'", "see python -m u2export run --help"),
+        (["inspect", "a.onnx", "b.onnx"], "got unexpected extra argument", "b.onnx"),
+        (["run", "a", "b", "-j", "x"], "invalid value for '--threads' / '-j': ", "run --help"),
+        (["o\x1b[31m\nn"], r"no such command", r"\x1b[31m"),
+    ],
+)
+def test_words_that_no_command_takes_are_one_line_and_status_2(command, words, said, near):
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"u2export: error: {said}")
+    assert near in done.stderr
+    assert done.stderr.removesuffix("\n").isprintable()  # so it is one line
+
+
+@pytest.mark.parametrize("words", [[], ["weights"]])
+def test_a_group_alone_shows_its_help(command, words):
+    done = command(*words)
+    assert "Usage: " in done.stdout
+    assert (done.returncode, done.stderr) == (2, "")
+
+
 def test_the_same_precision_twice_is_one_request(command):
     done = command("onnx", "-m", "u2netp-demo", "--size", "32", "--precision", "fp16", "--fp16")
     assert done.returncode == 0, done.stderr

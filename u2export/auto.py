@@ -22,7 +22,7 @@ from u2export.core.backend import Backend
 from u2export.core.enums import Precision
 from u2export.core.models import MODELS, ModelSpec
 from u2export.core.requests import ExportSpec, Quantization, RunRequest
-from u2export.errors import DependencyError, ExportError, InputError, ParityError
+from u2export.errors import DependencyError, InputError, OutputError, ParityError, U2ExportError
 from u2export.export.build import build_artifact
 from u2export.export.publish import publish, workspace
 from u2export.network import weights
@@ -98,7 +98,7 @@ def choose_best(request: AutoRequest, phase: PhaseCallback = lambda name: None) 
         InputError: an option cannot be used, or the folder cannot be written.
         DependencyError: the weights are not available.
         ParityError: no candidate is the same function as the weights.
-        ExportError: no candidate could be exported.
+        U2ExportError: no candidate could be exported; what kept the first one from it.
     """
     _check_pictures(request)
     _create_folder(request.out)  # fails before minutes of work, and not after them
@@ -106,9 +106,10 @@ def choose_best(request: AutoRequest, phase: PhaseCallback = lambda name: None) 
     source = _find_source(request)
     with scratch_folder() as name:
         folder = Path(name)
-        candidates = list(_export_candidates(request, source, folder, phase))
+        made = list(_export_candidates(request, source, folder, phase))
+        candidates = [one for one in made if isinstance(one, Artifact)]
         if not candidates:
-            raise InputError("no backend can export and run here: u2export doctor says why")
+            raise _why_none([one for one in made if isinstance(one, U2ExportError)])
         passed, rejected = _check_candidates(candidates, request, phase)
         report, mask_pairs = measure_artifacts(_benchmark_plan(passed, request), phase)
         recommendation = recommend(report, request.limits)
@@ -156,8 +157,8 @@ def _find_source(request: AutoRequest) -> Artifact:
 
 def _export_candidates(
     request: AutoRequest, source: Artifact, folder: Path, phase: PhaseCallback
-) -> Iterator[Artifact]:
-    """Export every candidate that this machine can export and run."""
+) -> Iterator[Artifact | U2ExportError]:
+    """Export every candidate that this machine can export and run; yield what kept one from it."""
     model = MODELS[source.facts.model]
     if not request.calibration:
         say("int8 is left out: give it pictures with --calibration")
@@ -169,11 +170,20 @@ def _export_candidates(
                 continue
             try:
                 yield build_artifact(backend.name, spec, source, folder, phase)
-            except ExportError as error:
+            except (InputError, OutputError):
+                raise  # no place to write: for all that would follow, too
+            except U2ExportError as error:
+                yield error
                 say(f"{spec.stem} of {backend.name} is left out: {error}")
                 # Another backend would quantize to the same numbers.
                 if spec.precision is Precision.INT8:
                     lossy.add(spec.stem)
+
+
+def _why_none(failures: list[U2ExportError]) -> U2ExportError:
+    if failures:
+        return failures[0]
+    return InputError("no backend can export and run here: u2export doctor says why")
 
 
 def _export_specs(

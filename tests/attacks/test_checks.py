@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from attacks.table import picture
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from u2export.core.digest import text_with_digest
 from u2export.errors import ArtifactError, InputError, OutputError
@@ -101,6 +101,35 @@ def test_one_candidate_that_is_refused_does_not_hide_the_others(command, folder:
     assert "damaged.onnx was refused: " in done.stdout
     assert "refused" in (folder / "j.xml").read_text()
     assert "refused" in (folder / "h.html").read_text()
+
+
+def test_a_candidate_that_fails_while_it_computes_does_not_hide_the_others(command, folder: Path):
+    _fails_while_it_computes(folder / ONNX, folder / "fails.onnx")
+    done = command("parity", ONNX, ONNX, "fails.onnx", "--json", "r.json")
+    assert (done.returncode, "Traceback" in done.stderr) == (4, False), done.stderr
+    whole, fails = json.loads((folder / "r.json").read_text())["candidates"]
+    assert fails["refused"].startswith("onnxruntime ")
+    assert whole["judgement"]["mask_iou"] == 1
+    alone = command("parity", ONNX, "fails.onnx")
+    assert (alone.returncode, "Traceback" in alone.stderr) == (4, False), alone.stderr
+
+
+def _fails_while_it_computes(source: Path, target: Path) -> None:
+    """Save a copy whose last node reshapes to more values than there are."""
+    model = onnx.load(source)
+    graph = model.graph
+    name, more = graph.output[0].name, numpy_helper.from_array(np.array([1, 1, 64, 65]), "more")
+    [last] = [node for node in graph.node if name in node.output]
+    last.output[list(last.output).index(name)] = "whole"
+    graph.initializer.append(more)
+    graph.node.extend(
+        [
+            helper.make_node("Shape", [graph.input[0].name], ["shape"]),
+            helper.make_node("Max", ["shape", "more"], ["larger"]),  # known only when it computes
+            helper.make_node("Reshape", ["whole", "larger"], [name]),
+        ]
+    )
+    _save_as_ours(model, source, target)
 
 
 def test_one_file_that_is_refused_does_not_hide_the_others_from_a_benchmark(command, folder):

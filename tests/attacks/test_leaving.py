@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from conftest import POSIX
 from onnx import TensorProto, helper
 
 from u2export.core import registry
-from u2export.errors import InputError
+from u2export.errors import ExportError, InputError
 from u2export.system import leaving
 
 
@@ -59,20 +60,47 @@ def endless(tmp_path: Path) -> Path:
     return path
 
 
+# computes for hours in C code that nothing interrupts
+UNINTERRUPTIBLE = """
+import hashlib
+from u2export.system.leaving import leave_on_signals
+leave_on_signals()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+
+
+def _start(*words: str, stderr: int = subprocess.PIPE, **given: Any) -> subprocess.Popen[str]:
+    """Start Python and wait until it computes; an interrupt is not ignored there."""
+    process = subprocess.Popen(
+        [sys.executable, *words], stderr=stderr, text=True, **given,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    _wait_until_it_computes(process.pid)
+    return process
+
+
 @POSIX
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("signals", [1, 2])
-def test_a_call_without_an_end_is_left(endless: Path, number: int, signals: int):
+@BOTH
+def test_a_call_of_onnxruntime_without_an_end_is_interrupted(endless: Path, number: int):
     folder = endless.parent
     picture(folder / "p.png")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "u2export", "run", endless.name, "p.png", "--model", "u2netp"],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    _wait_until_it_computes(process.pid)
+    words = ("-m", "u2export", "run", endless.name, "p.png", "--model", "u2netp", "--out", "o")
+    process = _start(*words, cwd=folder)
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 128 + number
+    assert told == ("u2export: interrupted\n" if number == signal.SIGINT else "")
+    assert [path for path in folder.rglob("*") if "partial" in path.name] == []
+
+
+@POSIX
+@BOTH
+@pytest.mark.parametrize("signals", [1, 2])
+def test_what_cannot_be_interrupted_is_left(number: int, signals: int):
+    process = _start("-c", UNINTERRUPTIBLE)
     begun = time.monotonic()
     for _ in range(signals):
         process.send_signal(number)
@@ -88,16 +116,41 @@ def test_a_call_without_an_end_is_left(endless: Path, number: int, signals: int)
         assert taken < 3
 
 
+def test_an_interrupted_runner_refuses_later_calls(quick: Path):
+    with registry.open_runner(registry.open_artifact(quick)) as runner:
+        x = np.zeros((1, 3, runner.size, runner.size), np.float32)
+        runner(x)
+        runner.interrupt()
+        with pytest.raises(ExportError, match=r"onnxruntime .* failed: .*terminate"):
+            runner(x)
+
+
+def test_runners_that_are_gone_are_not_interrupted():
+    class Counting:
+        count = 0
+
+        def interrupt(self) -> None:
+            Counting.count += 1
+
+    gone, here = Counting(), Counting()
+    leaving.interrupt_when_leaving(gone)
+    leaving.interrupt_when_leaving(here)
+    del gone
+    leaving._interrupt_all()
+    assert here.count == 1
+
+
+STARTED_S = 5.0  # processor time: longer than it takes to start, however busy the machine is
+
+
 def _wait_until_it_computes(pid: int) -> None:
     import psutil
 
-    process, before = psutil.Process(pid), 0.0
-    for _ in range(600):
-        time.sleep(0.5)
-        now = process.cpu_times().user
-        if now - before > 0.4 and now > 2:  # longer than it takes to start
+    process = psutil.Process(pid)
+    for _ in range(1200):
+        time.sleep(0.1)
+        if process.cpu_times().user > STARTED_S:
             return
-        before = now
     pytest.fail("it never computed")
 
 
@@ -159,22 +212,15 @@ def test_a_batch_that_no_memory_holds_is_refused(quick: Path, tmp_path: Path, co
 
 
 @POSIX
-def test_nobody_who_reads_standard_error_does_not_keep_the_process(endless: Path):
-    folder = endless.parent
-    picture(folder / "p.png")
+def test_nobody_who_reads_standard_error_does_not_keep_the_process():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(writing, bytes(65536))
     os.set_blocking(writing, True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "u2export", "run", endless.name, "p.png", "--model", "u2netp"],
-        cwd=folder,
-        stderr=writing,
-    )
+    process = _start("-c", UNINTERRUPTIBLE, stderr=writing)
     os.close(writing)
-    _wait_until_it_computes(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
     os.close(reading)

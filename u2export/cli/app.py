@@ -20,11 +20,12 @@ from u2export.cli import check, environment, measure, run
 from u2export.cli.export import export_command, export_help
 from u2export.cli.options import with_json_target, with_verbosity
 from u2export.core import plugins
-from u2export.errors import ExportError, U2ExportError
+from u2export.errors import ExportError, InputError, U2ExportError
 from u2export.system.console import guard_streams
 from u2export.system.leaving import leave_on_signals
 from u2export.system.progress import Verbosity, say, verbosity
 
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Click's, or Typer's copy of it
 _RARELY = 20_000  # objects between two looks for garbage, while imports make many
 
 
@@ -128,12 +129,34 @@ def main() -> NoReturn:
     leave_on_signals()
     sys.argv[1:] = with_json_target(sys.argv[1:])
     try:
-        sys.exit(_status_of(lambda: _app_for(sys.argv[1:2])(standalone_mode=True)))
+        sys.exit(_status_of(lambda: _call(_app_for(sys.argv[1:2]))))
     finally:
         if runs_pictures:
             # The process ends, and everything of ours is closed. A search for garbage would take a
             # twelfth of the time. Exports must not skip it: the package onnx complains of leaks.
             gc.freeze()
+
+
+def _call(commands: typer.Typer) -> None:
+    """Call the command that the words name; words it cannot take become an error of ours."""
+    try:
+        status = commands(standalone_mode=False)
+    except _UsageError as error:
+        raise _as_ours(error) from error
+    if isinstance(status, int):  # of `--help` and `--version`
+        sys.exit(status)
+
+
+def _as_ours(error: Any) -> InputError | SystemExit:
+    """The error as one sentence; it names what was meant, or else where the help is."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # whose text is the help, where rich told none
+        print(error.message, end="", file=sys.stderr)
+        return SystemExit(error.exit_code)
+    text = error.format_message().removesuffix(".")
+    sentence = text[:1].lower() + text[1:]
+    if error.ctx is None or sentence.endswith(("?", ")")):  # it names what is near
+        return InputError(sentence)
+    return InputError(f"{sentence}: see {error.ctx.command_path} --help")
 
 
 def _status_of(command: Callable[[], object]) -> int | str | None:

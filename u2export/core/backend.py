@@ -20,6 +20,7 @@ from u2export.core.execution import Execution
 from u2export.core.facts import Facts
 from u2export.core.requests import MAX_BATCH, ExportSpec, RunSpec
 from u2export.errors import ArtifactError, ExportError, InputError
+from u2export.system.leaving import interrupt_when_leaving
 
 
 class Runner(ABC):
@@ -51,6 +52,7 @@ class Runner(ABC):
         self._open = True
         self._calls = 0  # that compute at this moment, in all threads
         self._calls_changed = Condition()
+        interrupt_when_leaving(self)
 
     def __call__(self, x: Array) -> Array:
         """Compute the saliency of preprocessed pictures.
@@ -197,6 +199,12 @@ class Runner(ABC):
     def _infer_all(self, x: Array) -> tuple[Array, ...]:
         """Run the network on a checked, contiguous input; all outputs, d0 first."""
         return (self._infer(x),)
+
+    def interrupt(self) -> None:  # noqa: B027 - most runtimes cannot
+        """End the calls under way and refuse later ones, where the runtime can.
+
+        Called from another thread, when the process is to end. Calls that end so raise ExportError.
+        """
 
     def close(self) -> None:
         """Give the runtime's memory back once the calls of other threads have ended.

@@ -19,7 +19,7 @@ from u2export.core.enums import Precision
 from u2export.core.execution import check_execution
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunRequest
-from u2export.errors import ArtifactError, DependencyError, InputError
+from u2export.errors import ArtifactError, DependencyError, ExportError, InputError, OutputError
 from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest
@@ -122,10 +122,11 @@ def prepare_candidate(
 
     Returns:
         The candidate; without a pipeline where a package, runtime or device is absent, and where
-        the file is damaged or the runtime refuses it.
+        the file is damaged or the runtime refuses it, also when it computes.
 
     Raises:
         InputError: the backend has no such option.
+        OutputError: the disk is full.
         ParityError: the runtime does something else than requested.
     """
     if not isinstance(opened, Artifact):
@@ -143,7 +144,9 @@ def prepare_candidate(
             execution = runner.executed()
     except DependencyError as error:
         return Candidate(runtime_info(opened), budget, spec, missing=str(error))
-    except ArtifactError as error:
+    except OutputError:
+        raise  # the disk is full, and no fault of the file
+    except (ArtifactError, ExportError) as error:
         return Candidate(runtime_info(opened), budget, spec, refused=str(error))
     if not opened.foreign:  # its budget is that of what it says, so it must compute that
         run_spec = registry.resolve_run_spec(registry.load(opened.backend), request.run)

@@ -1,8 +1,8 @@
 """Leaving on a signal: tidily, and in the end in any case.
 
-The first signal asks. The main thread then leaves through its finally blocks. Where it cannot,
-since a runtime computes without an end, the process leaves after a grace. A second signal does not
-wait for that.
+The first signal asks. What computes is interrupted, where its runtime can be, and the main thread
+leaves through its finally blocks. Where it cannot, since a runtime computes without an end, the
+process leaves after a grace. A second signal does not wait for that.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from u2export.system.files import remove_own_partials
 from u2export.system.progress import say
@@ -22,6 +23,23 @@ SIGNALLED = 128  # plus the signal's number: the exit status that shells report
 GRACE_S = 5.0
 TELLING_S = 1.0
 _WATCHER = "watch-for-signals"
+
+
+class Interruptible(Protocol):
+    """What may compute for long."""
+
+    def interrupt(self) -> None:
+        """End the calls under way, where that is possible; called from another thread."""
+
+
+_interruptible: weakref.WeakSet[Interruptible] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def interrupt_when_leaving(one: Interruptible) -> None:
+    """Interrupt this at the first signal, if it still exists."""
+    with _lock:
+        _interruptible.add(one)
 
 
 def leave_on_signals() -> None:
@@ -56,7 +74,15 @@ def _watch(reading: int) -> None:
     """Wait for signals, also while the main thread is in a runtime's own code."""
     first = _leaving_number(reading)
     threading.Thread(target=_leave_after_grace, args=(first,), daemon=True).start()
+    _interrupt_all()
     _leave_at_once(_leaving_number(reading))
+
+
+def _interrupt_all() -> None:
+    with _lock:
+        found = tuple(_interruptible)
+    for one in found:
+        one.interrupt()
 
 
 def _leaving_number(reading: int) -> int:

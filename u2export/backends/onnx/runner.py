@@ -13,9 +13,10 @@ import onnxruntime as ort
 
 from u2export.backends.onnx.profile import parse_profile
 from u2export.backends.onnx.session import (
+    compute,
     concurrent_calls,
     open_session,
-    run_error,
+    run_options,
     session_options,
 )
 from u2export.core.arrays import Array
@@ -28,7 +29,7 @@ from u2export.errors import ArtifactError
 from u2export.system import ordered_pool
 from u2export.system.files import scratch_folder
 
-_REAL_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
+_REAL_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)")  # and NumPy has them
 
 
 class OnnxRunner(Runner):
@@ -47,6 +48,7 @@ class OnnxRunner(Runner):
             # the file holds float32 values that bfloat16 can hold
             self._stored_precision = Precision.FP32
         self._session = open_session(artifact.path, session_options(run_spec), run_spec.device)
+        self._options = run_options()
         self._call_slots = BoundedSemaphore(concurrent_calls(run_spec))
         _check_inputs(artifact, self._session.get_inputs())
         _check_outputs(artifact, self._session.get_outputs())
@@ -69,11 +71,8 @@ class OnnxRunner(Runner):
 
     def _run(self, output_names: list[str] | None, x: Array) -> tuple[Array, ...]:
         """Compute the named outputs; all outputs for None."""
-        try:
-            with self._call_slots:
-                outputs = self._session.run(output_names, {self._input_name: x})
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            raise run_error(error) from error
+        with self._call_slots:
+            outputs = compute(self._session, {self._input_name: x}, output_names, self._options)
         return tuple(np.asarray(y, np.float32) for y in outputs)
 
     def _executed(self) -> Execution:
@@ -88,7 +87,7 @@ class OnnxRunner(Runner):
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "kernels")
             session = open_session(self._path, options, self._run_spec.device)
-            session.run(None, {self._input_name: x})
+            compute(session, {self._input_name: x}, None, self._options)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return Execution(
             runtime=f"onnxruntime {ort.__version__}",
@@ -97,6 +96,10 @@ class OnnxRunner(Runner):
             whole=self._int8_share,
             layers=parse_profile(events),
         )
+
+    def interrupt(self) -> None:
+        """End the calls under way, and every later one, between two nodes."""
+        self._options.terminate = True
 
     def _release(self) -> None:
         del self._session

@@ -17,7 +17,7 @@ from u2export.system.documents import first_line
 PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 # float32 on CUDA means float32: by default convolutions would run in TF32.
 _PROVIDER_OPTIONS = {Device.CUDA: {"use_tf32": "0"}}
-_ERRORS_ONLY = 3  # onnxruntime's log severity
+_ERRORS_ONLY, _FATAL_ONLY = 3, 4  # onnxruntime's log severities
 
 
 def open_session(path: Path, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
@@ -88,6 +88,31 @@ def unoptimized_session(model) -> Callable[..., Sequence[Array]]:  # type: ignor
         return outputs
 
     return run
+
+
+def run_options() -> ort.RunOptions:
+    """Make the options of calls: failures are raised, and not told on standard error as well."""
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+def compute(
+    session: ort.InferenceSession,
+    inputs: dict[str, Array],
+    names: list[str] | None,
+    options: ort.RunOptions,
+) -> Sequence[Array]:
+    """Compute the named outputs; all of them for None.
+
+    Raises:
+        ExportError: onnxruntime fails, or `options.terminate` was set.
+    """
+    try:
+        outputs: Sequence[Array] = session.run(names, inputs, options)
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise run_error(error) from error
+    return outputs
 
 
 def run_error(error: Exception) -> ExportError:

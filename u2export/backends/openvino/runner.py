@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -44,6 +45,7 @@ class OpenvinoRunner(Runner):
         self._stored_precision, self._int8_share = artifact.stored_precision, artifact.int8_share
         self._compiled = _compile(artifact, run_spec)
         _check_inputs(artifact, self._compiled)
+        _check_outputs(artifact.path, self._compiled.outputs)
         batch = self._compiled.inputs[0].partial_shape[0]
         super().__init__(artifact.facts.size, None if batch.is_dynamic else batch.get_length())
         self._idle_requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
@@ -134,7 +136,8 @@ def _compile(artifact: Artifact, run_spec: RunSpec) -> ov.CompiledModel:
         # From the path: with a compiled model in the cache OpenVINO need not read the file.
         compiled = ov.Core().compile_model(artifact.path, DEVICES[run_spec.device], properties)
     except RuntimeError as error:
-        read_model(artifact.path)  # raises if the file is at fault
+        model = read_model(artifact.path)  # raises if the file is at fault
+        _check_outputs(artifact.path, model.outputs)
         raise DependencyError(
             f"OpenVINO {VERSION} cannot compile {artifact.path} for {run_spec.device}: "
             f"{error_reason(error)}"
@@ -172,11 +175,18 @@ def _check_inputs(artifact: Artifact, compiled: ov.CompiledModel) -> None:
             f"{artifact.path} takes {[str(port.partial_shape) for port in inputs]}, not "
             f"pictures of 3x{size}x{size}: it is not a {artifact.facts.model}"
         )
-    unlike = [port.element_type for port in compiled.outputs if not port.element_type.is_real()]
-    if unlike:
-        raise ArtifactError(
-            f"{artifact.path} gives {unlike[0].get_type_name()}; it must give real numbers"
-        )
     if inputs[0].element_type != ov.Type.f32:
         kind = inputs[0].element_type.get_type_name()
         raise ArtifactError(f"{artifact.path} takes {kind}; it must take float32")
+
+
+def _check_outputs(path: Path, outputs: Sequence[Any]) -> None:
+    """Refuse a model whose outputs are no real numbers.
+
+    Args:
+        path: the file.
+        outputs: ports, each with its element type.
+    """
+    unlike = [port.element_type for port in outputs if not port.element_type.is_real()]
+    if unlike:
+        raise ArtifactError(f"{path} gives {unlike[0].get_type_name()}; it must give real numbers")
