@@ -15,6 +15,7 @@ from pathlib import Path
 from u2export.core.enums import Format
 from u2export.errors import InputError
 from u2export.images.inputs import STDIO, InputImage, find_images, watch_folders
+from u2export.system.documents import is_folder, is_link, is_there
 from u2export.system.files import remove_partials, resolved
 
 TEMPLATE_FIELDS = ("folder", "stem", "name", "index", "ext")
@@ -97,11 +98,11 @@ class OutputPaths:
 
     def _without_existing(self, results: dict[Path, Path]) -> list[tuple[Path, Path]]:
         """Pairs to process; also removes what killed runs left in the folders of the results."""
-        remove_partials({result.parent for result in results.values() if result.parent.is_dir()})
+        remove_partials({result.parent for result in results.values() if is_folder(result.parent)})
         return [
             (picture, result)
             for picture, result in results.items()
-            if not (self.skip_existing and result.exists())
+            if not (self.skip_existing and is_there(result))
         ]
 
 
@@ -112,7 +113,7 @@ def output_format(name: str | None, out: Path | None) -> Format:
         InputError: there is no such format, or the two differ.
     """
     from_suffix = None
-    if out is not None and not out.is_dir() and _format_suffix(out) in [*map(str, Format)]:
+    if out is not None and not is_folder(out) and _format_suffix(out) in [*map(str, Format)]:
         from_suffix = Format(_format_suffix(out))
     requested = Format.named(name) if name else None
     if requested and from_suffix and requested is not from_suffix:
@@ -131,7 +132,7 @@ def choose_output_paths(
     Raises:
         InputError: as for `OutputPaths.targets`.
     """
-    is_file = template is None and not out.is_dir() and _format_suffix(out) == extension
+    is_file = template is None and not is_folder(out) and _format_suffix(out) == extension
     if out == STDIO or is_file:
         if len(images) != 1:
             raise InputError(f"{len(images)} pictures do not fit into the one file {out}")
@@ -180,8 +181,11 @@ def _name_from_template(template: str, image: InputImage, index: int, extension:
     try:
         _check_template_fields(template)
         name = template.format_map(values)
+        os.fsencode(name)
     except (KeyError, ValueError) as error:
         raise InputError(f"{template!r} is no template of names: {error}") from error
+    if "\0" in name:
+        raise InputError(f"no disk takes {name!r}, made from {template!r}")
     path = Path(os.path.normpath(name))
     if path.anchor or path.drive or ".." in path.parts or not path.name:
         raise InputError(f"{name!r}, made from {template!r}, does not lie in the folder of results")
@@ -208,7 +212,7 @@ def _refuse_overwriting(results: dict[Path, Path]) -> None:
         return _path_key(resolved_folders[path.parent] / path.name)
 
     pictures = {key_of(picture) for picture in results}
-    pictures |= {_path_key(resolved(picture)) for picture in results if picture.is_symlink()}
+    pictures |= {_path_key(resolved(picture)) for picture in results if is_link(picture)}
     pictures_by_key: dict[str, Path] = {}
     for picture, result in results.items():
         key = key_of(result)

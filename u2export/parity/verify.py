@@ -8,6 +8,7 @@ from u2export.core import registry
 from u2export.core.artifact import manifest_path
 from u2export.errors import DependencyError, InputError, ParityError
 from u2export.parity.certificate import Certificate, read_certificate
+from u2export.system.documents import is_file, is_there
 from u2export.system.progress import say
 
 
@@ -23,7 +24,7 @@ def verify_artifact(path: Path) -> Certificate:
     try:
         artifact = registry.open_artifact(path)
     except InputError as error:
-        if not path.is_file() or manifest_path(path).exists():
+        if not is_file(path) or is_there(manifest_path(path)):
             raise
         raise ParityError(
             f"{path} carries no certificate: u2export did not make it, or it lost its manifest"

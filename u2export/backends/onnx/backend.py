@@ -45,11 +45,17 @@ def read_facts(path: Path) -> str | None:
 
     Returns:
         Their text; None for a foreign file.
+
+    Raises:
+        ArtifactError: onnxruntime refuses the file, or its metadata are no text.
     """
     options = session_options(RunSpec(Device.CPU, 1))
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     metadata = open_session(path, options, Device.CPU).get_modelmeta()
-    text: str | None = metadata.custom_metadata_map.get(FACTS_KEY)
+    try:
+        text: str | None = metadata.custom_metadata_map.get(FACTS_KEY)
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is damaged: its metadata are no text") from error
     return text
 
 

@@ -82,7 +82,10 @@ def read_facts(path: Path) -> str | None:
     model = read_model(path)
     if not model.has_rt_info([FACTS_KEY, FACTS_KEY]):
         return None
-    text = str(model.get_rt_info([FACTS_KEY, FACTS_KEY]).astype(str))
+    try:
+        text = str(model.get_rt_info([FACTS_KEY, FACTS_KEY]).astype(str))
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is damaged: its facts are no text") from error
     weights_path = path.with_suffix(".bin")
     expected_hash = parse_facts(text, path).build.get(WEIGHTS_HASH_KEY)
     if file_sha256(weights_path) != expected_hash:
