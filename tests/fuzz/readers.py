@@ -31,7 +31,6 @@ from u2export.compare.probe_images import user_cases
 from u2export.core import registry
 from u2export.core.artifact import Artifact, manifest_path, read_artifact
 from u2export.core.digest import DIGEST_PREFIX, blank_digest, text_with_digest
-from u2export.core.enums import Architecture
 from u2export.core.facts import QUANTIZATION_KEY, Facts, parse_facts
 from u2export.core.int8_record import MaskQuality, read_int8_record
 from u2export.core.models import MODELS
@@ -216,11 +215,9 @@ def _known_weights(content: bytes, folder: Path) -> None:
 
 
 def _weights(content: bytes, folder: Path) -> None:
-    from u2export.network.checkpoint import fit_state
-    from u2export.network.containers import read_state
+    from u2export.network.containers import read_state  # with PyTorch
 
-    path = _written(content, folder / "w.pth")
-    fit_state(read_state(path, lambda told: None), Architecture.SMALL, path)
+    read_state(_written(content, folder / "w.pth"), lambda told: None)
 
 
 def _safetensors(content: bytes, folder: Path) -> None:

@@ -7,7 +7,6 @@ outside a scratch folder, no program is started and no network is asked.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from u2export.errors import U2ExportError
+from u2export.system.progress import Verbosity, set_verbosity, verbosity
 
 MAX_SECONDS = 10.0
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -156,7 +156,8 @@ def _watched_folder() -> Iterator[Path]:
         place = os.path.realpath(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.callback(set_verbosity, verbosity())
+        set_verbosity(Verbosity.QUIET)  # a fuzzer needs standard error for itself
         for owner, name, value in (
             (tempfile, "tempdir", place),
             (sys, "dont_write_bytecode", True),
