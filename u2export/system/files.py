@@ -176,6 +176,7 @@ def check_writable(*paths: Path | None) -> None:
         if path is None or _is_stream(path):
             continue
         target = resolved(path)
+        _check_name(target, path)
         if is_folder(target):
             raise InputError(f"{path} cannot be written: it is a folder")
         folder = next((parent for parent in target.parents if is_there(parent)), None)
@@ -185,6 +186,15 @@ def check_writable(*paths: Path | None) -> None:
             raise InputError(f"{path} cannot be written: {folder} is no folder")
         if not _takes_files(folder):
             raise InputError(f"{path} cannot be written: {folder} may not be changed")
+
+
+def _check_name(target: Path, path: Path) -> None:
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # the name is free, or the folders say more
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _takes_files(folder: Path) -> bool:
