@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # test processes; each holds PyTorch, 1 GB or more
 JOBS ?= 2
+# of `make fuzz`, all readers together
+FUZZ_SECONDS ?= 3600
 DEMO := exported/u2netp-demo-fp16
 # a warning is an error; the variable silences mkdocs-material's notice of its successor
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-.PHONY: demo test check docs docs-reference gpu clean
+.PHONY: demo test check docs docs-reference fuzz gpu clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/u2export onnx --model u2netp-demo --fp16
@@ -45,6 +47,10 @@ docs: $(VENV)/.test-installed
 docs-reference: $(VENV)/.test-installed
 	$(BIN)/python docs/generate_reference.py
 
+# goes on where a killed one stopped; what it finds lies in .fuzz/
+fuzz: $(VENV)/.fuzz-installed
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
 # On a machine with an NVIDIA GPU and a CUDA build of PyTorch, which is used as it is.
 gpu: $(VENV)-gpu/.installed
 	$(VENV)-gpu/bin/python benchmarks/gpu.py
@@ -68,8 +74,12 @@ $(VENV)/.test-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo-installed
 
+$(VENV)/.fuzz-installed: $(VENV)/.test-installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(VENV)-gpu build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-gpu build dist site .mypy_cache .ruff_cache .pytest_cache .fuzz

@@ -470,7 +470,7 @@ def test_the_environment_variables_are_those_that_are_read(page: str):
 
 def test_every_extra_is_described():
     rows = table("docs/index.md", "extra | brings")
-    assert {row[0].strip("`") for row in rows} == extras() - {"dev", "docs", "torch"}
+    assert {row[0].strip("`") for row in rows} == extras() - {"dev", "docs", "fuzz", "torch"}
 
 
 def test_the_readme_links_to_files_that_exist():

@@ -26,6 +26,7 @@ from u2export.errors import (
 from u2export.images.frames import Frame, Picture
 from u2export.inference.process import ImageOptions, ImageResult, process_images
 from u2export.inference.segmenter import load
+from u2export.system.documents import is_folder, is_there
 from u2export.system.files import remove_partials, scratch_folder
 
 BATCH_SIZE = 16  # pictures of an actor's batch, which is repeated if the actor dies
@@ -118,7 +119,7 @@ def _import_ray() -> Any:
 def _remove_partials(pairs: Sequence[_Pair]) -> None:
     """Remove what killed workers left in the local folders of results."""
     folders = {Path(pair.output).parent for pair in pairs if not _is_remote(pair.output)}
-    remove_partials({folder for folder in folders if folder.is_dir()})
+    remove_partials({folder for folder in folders if is_folder(folder)})
 
 
 def _connect(ray: Any, processors: int) -> None:
@@ -278,7 +279,7 @@ def _upload(file: Path, address: str) -> None:
 
 def _exists(path_or_address: str) -> bool:
     if not _is_remote(path_or_address):
-        return Path(path_or_address).exists()
+        return is_there(Path(path_or_address))
     store, key = _open_store(path_or_address)
     return bool(store.exists(key))
 

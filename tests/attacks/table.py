@@ -529,6 +529,13 @@ MANIFESTS = [
     ),
 ]
 DOCUMENTS = [
+    Attack(
+        "a manifest that names a model of another release",
+        _set_fact("model", "u2net9"),
+        ("parity", "torch", "a.onnx"),
+        2,
+        "no model is called 'u2net9'",
+    ),
     *(
         Attack(f"a budget file: {name}", _budget(text), PARITY, 2, sentence)
         for name, text, sentence in (
@@ -561,4 +568,29 @@ DOCUMENTS = [
         "a deep report", _budget("[" * 100_000), ("recommend", "b.json"), 2, "nested too deeply"
     ),
 ]
-ATTACKS = [*PICTURES, *EVERY_FRAME, *MANIFESTS, *DOCUMENTS]
+LONG = "n" * 300  # bytes: no usual disk takes such a name
+TOO_LONG = "File name too long"
+
+
+def _nothing_but_a_picture(folder: Path) -> None:
+    picture(folder / "p.png")
+
+
+LONG_NAMES = [
+    Attack(f"a name that no disk takes: {name}", _nothing_but_a_picture, words, status, sentence)
+    for name, words, status, sentence in (
+        ("a picture", ("run", "a.onnx", LONG, "--out", "o/p.png"), 7, TOO_LONG),
+        ("an artifact", ("run", LONG + ".onnx", "p.png"), 2, TOO_LONG),
+        ("what is verified", ("verify", LONG + ".onnx"), 2, TOO_LONG),
+        ("weights", ("onnx", "--weights", LONG), 2, "there is no weights file at nnn"),
+        (
+            "a background",
+            ("run", "a.onnx", "p.png", "--out", "o/p.png", "--cutout", "--background", LONG),
+            2,
+            "is neither a colour",
+        ),
+        ("a report", ("bench", "a.onnx", "--json", f"{LONG}.json"), 2, TOO_LONG),
+        ("a reference", ("parity", f"{LONG}.onnx", "a.onnx"), 2, TOO_LONG),
+    )
+]
+ATTACKS = [*PICTURES, *EVERY_FRAME, *MANIFESTS, *DOCUMENTS, *LONG_NAMES]

@@ -14,6 +14,7 @@ from u2export.benchmark.stats import MIN_VALUES, bootstrap_interval
 from u2export.errors import InputError, ParityError
 
 MIN_SLOWDOWN_MS = 0.2  # a smaller slowdown counts as none: nobody notices it
+_LARGEST_EXPONENT = 700.0  # of e, that gives a number
 MACHINE_FACTS = ("processor", "features", "usable CPUs", "GPUs")  # equal on the same machine
 
 
@@ -181,7 +182,8 @@ def _compare_rows(
     expected_ms = earlier.median * machine_slowdown[0]
     ratio = current.median / expected_ms
     half_widths = [_log_half_width(latency) for latency in (current, earlier)]
-    factor = math.exp(math.hypot(machine_slowdown[1], *half_widths))
+    exponent = math.hypot(machine_slowdown[1], *half_widths)
+    factor = math.exp(min(exponent, _LARGEST_EXPONENT))
     low, high = ratio / factor, ratio * factor
     increase_ms = current.median - expected_ms
     verdict = Verdict.NOT_SLOWER
@@ -192,4 +194,4 @@ def _compare_rows(
 
 def _log_half_width(latency: Latency) -> float:
     """Half the interval's width on a scale of logarithms, where both sides are alike."""
-    return math.log(latency.high / latency.low) / 2
+    return math.log(latency.high / latency.low) / 2 if latency.low else math.inf

@@ -17,8 +17,11 @@ from u2export.reports.model import FrozenModel
 from u2export.system.documents import first_line, parse_model, read_bounded
 
 SCHEMA = 2  # since 2 the fixed work is Python's own sort
-_Positive = Annotated[float, Field(gt=0)]
-_Amount = Annotated[float, Field(ge=0)]
+# Beyond these no machine measures anything, and ratios would leave the range of numbers.
+_LEAST, _MOST = 1e-9, 1e15
+_Positive = Annotated[float, Field(ge=_LEAST, le=_MOST)]
+_Amount = Annotated[float, Field(ge=0, le=_MOST)]
+_Blocks = tuple[tuple[_Positive, ...], ...]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _LEAST_PASSED_IOU = min(budget.mask_iou for budget in BUDGETS.values())
@@ -46,8 +49,8 @@ class Latency(FrozenModel):
     p90: _Positive | None = None
     p95: _Positive | None = None
     p99: _Positive | None = None
-    blocks: tuple[tuple[float, ...], ...] = ()
-    disturbed: tuple[tuple[float, ...], ...] = ()
+    blocks: _Blocks = ()
+    disturbed: _Blocks = ()
 
     @property
     def sample_count(self) -> int:
@@ -225,7 +228,7 @@ class BenchmarkReport(FrozenModel):
     rows: tuple[Row, ...]
     ratios: tuple[Ratio, ...] = ()
     calibration_ms: _Positive
-    calibration: tuple[tuple[float, ...], ...] = ()
+    calibration: _Blocks = ()
     seconds: _Amount
     stable: bool
     notes: tuple[str, ...] = ()

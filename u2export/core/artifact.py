@@ -21,7 +21,7 @@ from u2export.core.facts import (
 )
 from u2export.core.requests import ExportSpec
 from u2export.errors import ArtifactError, InputError
-from u2export.system.documents import first_line, parse_json, parse_model, read_bounded
+from u2export.system.documents import first_line, is_file, parse_json, parse_model, read_bounded
 from u2export.system.files import file_sha256, write_bytes
 
 MAX_NAME_BYTES = 255  # of a file: what the usual disks take
@@ -124,7 +124,7 @@ def read_artifact(path: Path) -> Artifact:
     manifest = _read_manifest(manifest_path(path))
     for name, expected in manifest.files.items():
         file = path.with_name(name)
-        if not file.is_file():
+        if not is_file(file):
             raise ArtifactError(f"{path} is incomplete: {name} is missing beside it")
         if file_sha256(file) != expected:
             raise ArtifactError(

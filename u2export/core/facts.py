@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,9 @@ MAX_FACTS_SIZE, MAX_OUTPUTS = 8192, 64
 FACTS_KEY = "u2export"
 # Of `Facts.build`, for int8: the share of multiply-adds in int8, and the record of the search.
 INT8_SHARE_KEY, QUANTIZATION_KEY = "int8_share", "quantization"
+# Of `Facts.build`, for an engine: smallest, typical and largest batch.
+PROFILE_KEY = "profile"
+_PROFILE = re.compile(r"(\d{1,6}):(\d{1,6}):(\d{1,6})", re.ASCII)
 SCALING = "divided by the resized picture's largest value, black stays 0"
 OUTPUT_RULE = "min-max stretch, a flat map gives zeros"
 
@@ -113,6 +117,21 @@ class Facts(BaseModel):
     def picture(self) -> PictureSpec:
         """The pre- and postprocessing of these weights."""
         return PictureSpec(self.size, self.mean, self.std, self.resize, self.inverted)
+
+    @property
+    def profile(self) -> tuple[int, int, int] | None:
+        """Smallest, typical and largest batch of an engine; None where the batch is fixed.
+
+        Raises:
+            ArtifactError: what stands there is no such profile.
+        """
+        text = self.build.get(PROFILE_KEY)
+        if text is None:
+            return None
+        match = _PROFILE.fullmatch(text)
+        if not match:
+            raise ArtifactError(f"its facts hold {text!r:.50} for a batch profile: export it again")
+        return int(match[1]), int(match[2]), int(match[3])
 
     def readable(self) -> dict[str, str]:
         """What somebody who opens the model file with other tools needs, one entry a fact."""

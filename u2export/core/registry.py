@@ -19,7 +19,7 @@ from u2export.core.models import find_model
 from u2export.core.requests import RunRequest, RunSpec
 from u2export.errors import ArtifactError, DependencyError, InputError, U2ExportError
 from u2export.system import versions
-from u2export.system.documents import check_regular
+from u2export.system.documents import check_regular, is_file, is_there
 from u2export.system.files import file_sha256
 from u2export.system.hardware import usable_cpus
 from u2export.system.progress import say
@@ -142,7 +142,7 @@ def open_artifact(path: Path, model: str | None = None) -> Artifact:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty: export it again")
-    if manifest_path(path).exists():
+    if is_there(manifest_path(path)):
         artifact = read_artifact(path)
         _check_companions(artifact)
         _check_embedded(artifact)
@@ -275,7 +275,7 @@ def with_runtime_facts(artifact: Artifact) -> Artifact:
 def model_files(artifact: Artifact) -> list[Path]:
     """The model file and its companions, such as a file of its weights; no manifest."""
     companions = load(artifact.backend).companion_paths(artifact.path)
-    return [artifact.path, *(path for path in companions if path.is_file())]
+    return [artifact.path, *(path for path in companions if is_file(path))]
 
 
 def _check_companions(artifact: Artifact) -> None:

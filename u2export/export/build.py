@@ -11,12 +11,13 @@ from u2export.core import registry
 from u2export.core.artifact import Artifact, converted_facts, manifest_path, read_artifact
 from u2export.core.backend import Backend
 from u2export.core.enums import Device, Precision
-from u2export.core.models import MODELS, find_model
+from u2export.core.models import find_model
 from u2export.core.requests import ExportSpec
 from u2export.errors import ArtifactError, InputError
 from u2export.export.publish import publish, workspace
 from u2export.network import pins, weights
 from u2export.system import hardware
+from u2export.system.documents import is_file
 from u2export.system.files import file_sha256, write_error
 from u2export.system.progress import PhaseCallback, say
 
@@ -57,7 +58,7 @@ def export_model(
     else:
         source = weights.find(spec.model, weights_option)
     facts = source.facts
-    spec = dataclasses.replace(spec, model=MODELS[facts.model], variant=facts.weights.variant)
+    spec = dataclasses.replace(spec, model=find_model(facts.model), variant=facts.weights.variant)
     return build_artifact(backend_name, spec, source, out, phase)
 
 
@@ -220,7 +221,7 @@ def _find_reusable(path: Path, spec: ExportSpec, source: Artifact) -> Artifact |
     Returns:
         The artifact; None unless it is complete and a new export would give the same.
     """
-    if not manifest_path(path).is_file() or not path.is_file():
+    if not is_file(manifest_path(path)) or not is_file(path):
         return None
     try:
         artifact = read_artifact(path)

@@ -14,6 +14,7 @@ from u2export.errors import InputError
 from u2export.images import refine
 from u2export.images.decode import composite_on_white, crop_image, open_image, round_to_uint8
 from u2export.images.postprocess import BAND_ROWS, resize_to_mask
+from u2export.system.documents import is_file
 
 _Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 _MIN_ISLAND_SALIENCY = 0.1  # of a stretched map; fainter pixels belong to no island
@@ -91,7 +92,7 @@ def parse_background(text: str) -> tuple[int, int, int] | Image.Image:
     Raises:
         InputError: it is neither.
     """
-    if Path(text).is_file():
+    if is_file(Path(text)):
         return composite_on_white(open_image(Path(text)))
     try:
         return ImageColor.getrgb(text)[:3]

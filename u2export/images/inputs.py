@@ -14,7 +14,7 @@ from u2export.errors import InputError
 from u2export.images.formats import left_out_reason, readable_suffixes
 from u2export.images.frames import Frame, Picture, frames_of
 from u2export.system.console import escape_controls
-from u2export.system.documents import check_regular
+from u2export.system.documents import check_regular, is_folder, is_there
 from u2export.system.files import resolved
 from u2export.system.progress import say
 
@@ -88,7 +88,7 @@ def find_images(
     images: dict[Path, InputImage] = {}  # by path: a file that is named twice appears once
     for pattern in paths:
         for path in _expand_pattern(pattern):
-            if path == STDIO or not path.is_dir():
+            if path == STDIO or not is_folder(path):
                 images[path] = InputImage(path)
                 continue
             left_out = LeftOut()
@@ -135,9 +135,12 @@ class LeftOut:
 
 
 def _expand_pattern(path: Path) -> list[Path]:
-    if not glob.has_magic(str(path)) or path.exists():
+    if not glob.has_magic(str(path)) or is_there(path):
         return [path]
-    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    try:
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))
+    except ValueError:  # no disk takes such a name
+        matches = []
     if not matches:
         raise InputError(f"no file is called like {path}")
     return matches
@@ -202,7 +205,7 @@ def watch_folders(
         InputError: one of the paths is no folder.
     """
     for path in paths:
-        if not path.is_dir():
+        if not is_folder(path):
             raise InputError(f"{path} is no folder that could be watched")
     reported: dict[Path, _FileState] = {}
     previous: dict[Path, _FileState] = {}

@@ -16,6 +16,7 @@ from u2export.core.enums import Format, Frames
 from u2export.errors import InputError
 from u2export.images.frames import Picture, file_of
 from u2export.images.inputs import STDIO, InputImage, each_frame, find_images, watch_folders
+from u2export.system.documents import is_folder, is_link, is_there
 from u2export.system.files import remove_partials, resolved
 
 TEMPLATE_FIELDS = ("folder", "stem", "name", "index", "frame", "ext")
@@ -117,11 +118,11 @@ class OutputPaths:
 
     def _without_existing(self, results: dict[Picture, Path]) -> list[tuple[Picture, Path]]:
         """Pairs to process; also removes what killed runs left in the folders of the results."""
-        remove_partials({result.parent for result in results.values() if result.parent.is_dir()})
+        remove_partials({result.parent for result in results.values() if is_folder(result.parent)})
         return [
             (picture, result)
             for picture, result in results.items()
-            if not (self.skip_existing and result.exists())
+            if not (self.skip_existing and is_there(result))
         ]
 
 
@@ -132,7 +133,7 @@ def output_format(name: str | None, out: Path | None) -> Format:
         InputError: there is no such format, or the two differ.
     """
     from_suffix = None
-    if out is not None and not out.is_dir() and _format_suffix(out) in [*map(str, Format)]:
+    if out is not None and not is_folder(out) and _format_suffix(out) in [*map(str, Format)]:
         from_suffix = Format(_format_suffix(out))
     requested = Format.named(name) if name else None
     if requested and from_suffix and requested is not from_suffix:
@@ -151,7 +152,7 @@ def choose_output_paths(
     Raises:
         InputError: as for `OutputPaths.targets`.
     """
-    is_file = template is None and not out.is_dir() and _format_suffix(out) == extension
+    is_file = template is None and not is_folder(out) and _format_suffix(out) == extension
     if out == STDIO or is_file:
         if len(images) != 1:
             raise InputError(f"{len(images)} pictures do not fit into the one file {out}")
@@ -207,8 +208,11 @@ def _name_from_template(template: str, image: InputImage, index: int, extension:
     _template_fields(template)
     try:
         name = template.format_map(values)
+        os.fsencode(name)
     except (KeyError, ValueError) as error:
         raise InputError(f"{template!r} is no template of names: {error}") from error
+    if "\0" in name:
+        raise InputError(f"no disk takes {name!r}, made from {template!r}")
     path = Path(os.path.normpath(name))
     if path.anchor or path.drive or ".." in path.parts or not path.name:
         raise InputError(f"{name!r}, made from {template!r}, does not lie in the folder of results")
@@ -242,7 +246,7 @@ def _refuse_overwriting(results: dict[Picture, Path]) -> None:
 
     files = dict.fromkeys(map(file_of, results))
     pictures = {key_of(file) for file in files}
-    pictures |= {_path_key(resolved(file)) for file in files if file.is_symlink()}
+    pictures |= {_path_key(resolved(file)) for file in files if is_link(file)}
     pictures_by_key: dict[str, Picture] = {}
     for picture, result in results.items():
         key = key_of(result)

@@ -113,9 +113,9 @@ def _read_checkpoint(path: Path) -> object:
 
 
 def _refuse_torchscript(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             has_code = any(_CODE_ENTRY.match(name) for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:

@@ -13,7 +13,7 @@ from u2export.core.requests import RANDOM_PREFIX
 from u2export.errors import ArtifactError, DependencyError, InputError, pip_command
 from u2export.network.pins import expected_sha256, model_with_hash
 from u2export.system.cache import weights_folder
-from u2export.system.documents import read_bounded
+from u2export.system.documents import is_file, read_bounded
 from u2export.system.files import file_sha256
 
 DEFAULT_MODEL, FALLBACK_MODEL = "u2netp", "u2netp-demo"
@@ -132,7 +132,7 @@ def identify(path: Path) -> tuple[str, ModelSpec]:
         InputError: there is no such file.
         ArtifactError: it is empty, or no model's file.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no weights file at {path}")
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty: fetch or copy it again")
@@ -179,13 +179,13 @@ def source_of(facts: Facts, given: str | None = None) -> Artifact:
         DependencyError: they are not to be had.
         ArtifactError: what lies there is something else.
     """
-    model, weights = MODELS[facts.model], facts.weights
+    model, weights = find_model(facts.model), facts.weights
     if given is None and weights.origin == "random":
         given = weights.name
     if given is None and weights.origin == "custom":
         note = weights_folder() / "known" / weights.sha256
-        given = read_bounded(note).decode(errors="replace") if note.is_file() else ""
-        if not Path(given or "absent").is_file():
+        given = read_bounded(note).decode(errors="replace") if is_file(note) else ""
+        if not is_file(Path(given)):
             raise DependencyError(
                 f"the weights {weights.name} (sha256 {weights.sha256[:12]}…) are not at hand: "
                 "name them with --weights"
@@ -211,7 +211,7 @@ def _random_weights(model: ModelSpec, given: str) -> Artifact:
 
 
 def _given_weights(model: ModelSpec, path: Path) -> Artifact:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no weights file at {path}")
     if path.stat().st_size == 0:
         raise ArtifactError(f"{path} is empty: fetch or copy it again")

@@ -24,6 +24,7 @@ from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest
 from u2export.reports.text import printable
+from u2export.system.documents import is_there
 from u2export.system.progress import say
 
 _MAX_NOTES = 5  # modules named in an emulated candidate's notes
@@ -93,7 +94,7 @@ def open_reference(request: ParityRequest, candidates: list[Artifact]) -> Artifa
     if request.reference == TORCH_REFERENCE:
         return weights.shared_source(candidates, request.model, request.weights)
     path = Path(request.reference)
-    model = request.model if not manifest_path(path).exists() else None
+    model = request.model if not is_there(manifest_path(path)) else None
     artifact = registry.open_artifact(path, model)
     return registry.with_runtime_facts(artifact) if artifact.foreign else artifact
 

@@ -21,7 +21,7 @@ from u2export.core.artifact import Artifact
 from u2export.core.backend import Runner
 from u2export.core.enums import Stage
 from u2export.core.facts import Facts
-from u2export.core.models import MODELS, PictureSpec
+from u2export.core.models import PictureSpec, find_model
 from u2export.core.requests import ExportSpec
 from u2export.errors import DependencyError, ExportError, ParityError, U2ExportError
 from u2export.export.build import build_artifact
@@ -215,13 +215,11 @@ def _write_utf8(answer: object) -> None:
 
 def _export_spec(facts: Facts) -> ExportSpec:
     """The request that an artifact was built for, but for its opset, which it does not record."""
-    profile = facts.build.get("profile")
-    low, typical, high = map(int, (profile or "1:1:1").split(":"))
     return ExportSpec(
-        MODELS[facts.model],
+        find_model(facts.model),
         facts.size,
         facts.precision,
         facts.batch,
         all_outputs=facts.outputs > 1,
-        profile=(low, typical, high) if profile else None,
+        profile=facts.profile,
     )

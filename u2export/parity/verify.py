@@ -11,6 +11,7 @@ from u2export.core.artifact import manifest_path
 from u2export.core.enums import Precision
 from u2export.errors import InputError, ParityError
 from u2export.parity.certificate import Certificate, read_certificate
+from u2export.system.documents import is_file, is_there
 
 
 def verify_artifact(path: Path, budgets: Mapping[Precision, Budget] = BUDGETS) -> Certificate:
@@ -33,7 +34,7 @@ def verify_artifact(path: Path, budgets: Mapping[Precision, Budget] = BUDGETS) -
     try:
         artifact = registry.with_stored_precision(registry.open_artifact(path))
     except InputError as error:
-        if not path.is_file() or manifest_path(path).exists():
+        if not is_file(path) or is_there(manifest_path(path)):
             raise
         raise ParityError(
             f"{path} carries no certificate: u2export did not make it, or it lost its manifest"

@@ -33,7 +33,10 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it is absent, may not be read, or is no regular file.
     """
-    return open(path, "rb", opener=_open_descriptor)  # the caller closes it
+    try:
+        return open(path, "rb", opener=_open_descriptor)  # the caller closes it
+    except ValueError as error:  # a zero byte, or half of a pair of surrogates
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
 
 
 def _open_descriptor(path: str, flags: int) -> int:
@@ -45,6 +48,26 @@ def _open_descriptor(path: str, flags: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file; `Path.is_file` raises where no disk takes the name."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path names a folder; as `is_file`."""
+    return os.path.isdir(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path names anything; as `is_file`."""
+    return os.path.exists(path)
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path names a link; as `is_file`."""
+    return os.path.islink(path)
 
 
 def check_regular(path: Path) -> None:

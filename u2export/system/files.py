@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from u2export.errors import InputError, OutputError
-from u2export.system.documents import open_regular
+from u2export.system.documents import is_file, is_folder, is_there, open_regular
 
 _PARTIAL_SUFFIX = ".part"
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
@@ -176,15 +176,25 @@ def check_writable(*paths: Path | None) -> None:
         if path is None or _is_stream(path):
             continue
         target = resolved(path)
-        if target.is_dir():
+        _check_name(target, path)
+        if is_folder(target):
             raise InputError(f"{path} cannot be written: it is a folder")
-        folder = next((parent for parent in target.parents if parent.exists()), None)
+        folder = next((parent for parent in target.parents if is_there(parent)), None)
         if folder is None:
             raise InputError(f"{path} cannot be written: there is no {target.anchor}")
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise InputError(f"{path} cannot be written: {folder} is no folder")
         if not _takes_files(folder):
             raise InputError(f"{path} cannot be written: {folder} may not be changed")
+
+
+def _check_name(target: Path, path: Path) -> None:
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return  # the name is free, or the folders say more
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _takes_files(folder: Path) -> bool:
@@ -237,4 +247,4 @@ def stream_sha256(file: BinaryIO) -> str:
 
 def _is_stream(path: Path) -> bool:
     """Whether the path is a pipe or a device, where nothing can be replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return is_there(path) and not is_file(path) and not is_folder(path)

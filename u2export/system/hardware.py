@@ -97,7 +97,7 @@ def _query_gpu(driver: ctypes.CDLL, index: int) -> Gpu:
 def cpu_features(cpuinfo: Path = CPUINFO) -> tuple[str, list[str]]:
     """Read the CPU's name and those of `CPU_FEATURES` it has; empty where the system hides it."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
     except OSError:
         return "", []
     facts: dict[str, str] = {}
@@ -144,7 +144,7 @@ def _read_quota(cgroup: Path) -> float:
     for read in (_read_quota_v2, _read_quota_v1):
         try:
             return read(cgroup)
-        except (OSError, ValueError):
+        except (OSError, ValueError, ArithmeticError):
             continue
     return _NO_QUOTA
 

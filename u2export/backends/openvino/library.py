@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from u2export.core.enums import Device, Precision
 from u2export.errors import ArtifactError, ExportError
 from u2export.system import lazy_import
+from u2export.system.documents import is_file
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -51,6 +52,8 @@ def read_model(path: Path) -> ov.Model:
         return ov.Core().read_model(path)
     except RuntimeError as error:
         raise ArtifactError(f"OpenVINO {VERSION} refuses {path}: {error_reason(error)}") from error
+    except UnicodeDecodeError as error:  # it quotes bytes of the file that are no text
+        raise ArtifactError(f"OpenVINO {VERSION} refuses {path}: it is no text") from error
 
 
 def require_weights(path: Path) -> None:
@@ -59,7 +62,7 @@ def require_weights(path: Path) -> None:
     Raises:
         ArtifactError: it does not.
     """
-    if not path.with_suffix(".bin").is_file():
+    if not is_file(path.with_suffix(".bin")):
         raise ArtifactError(f"{path} is incomplete: {path.stem}.bin is missing beside it")
 
 

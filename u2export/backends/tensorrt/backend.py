@@ -16,7 +16,6 @@ from u2export.core.arrays import Array, Tensors
 from u2export.core.artifact import Artifact, manifest_path, read_artifact
 from u2export.core.backend import Backend, BackendOption
 from u2export.core.enums import Device, Precision
-from u2export.core.facts import Facts
 from u2export.core.requests import RunSpec
 from u2export.errors import ArtifactError, ExportError, InputError
 from u2export.system import hardware
@@ -83,7 +82,7 @@ def module_tensors(artifact: Artifact, x: Array, names: Sequence[str]) -> tuple[
         flavour=choose_flavour(facts.build.get("flavour")),
         name=parent_path.name,
         size=facts.size,
-        profile=_parse_profile(facts),
+        profile=facts.profile,
         targets=[],
     )
     content = model.SerializeToString(deterministic=True)
@@ -108,14 +107,6 @@ def _find_parent(artifact: Artifact) -> Path:
         f"{artifact.path} shows its tensors only when it is built again, and the ONNX artifact "
         "it was built from is not beside it: export it again there"
     )
-
-
-def _parse_profile(facts: Facts) -> tuple[int, int, int] | None:
-    text = facts.build.get("profile")
-    if text is None:
-        return None
-    smallest, typical, largest = map(int, text.split(":"))
-    return smallest, typical, largest
 
 
 def _build_and_run(

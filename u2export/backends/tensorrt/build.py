@@ -19,7 +19,7 @@ from u2export.backends.tensorrt.flavours import (
     gpu_generations,
 )
 from u2export.core.artifact import Artifact, converted_facts
-from u2export.core.facts import QUANTIZATION_KEY, Facts
+from u2export.core.facts import PROFILE_KEY, QUANTIZATION_KEY, Facts
 from u2export.core.int8_record import meets_request, read_int8_record
 from u2export.core.requests import ExportSpec
 from u2export.errors import (
@@ -107,7 +107,7 @@ def _build_facts(request: EngineRequest) -> dict[str, str]:
     if request.targets:
         build_facts["targets"] = ",".join(request.targets)
     if request.profile:
-        build_facts["profile"] = ":".join(map(str, request.profile))
+        build_facts[PROFILE_KEY] = ":".join(map(str, request.profile))
     if request.flavour == FULL:
         capability = hardware.query_cuda().gpus[0].capability
         build_facts["capability"] = ".".join(map(str, capability))
