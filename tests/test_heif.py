@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from u2export.errors import InputError
-from u2export.images.decode import count_frames, open_image, read_header
+from u2export.images.decode import open_image, read_header
+from u2export.images.frames import count_frames
 from u2export.images.synthetic import draw_image
 
 pillow_heif = pytest.importorskip("pillow_heif", reason="pip install pillow-heif")

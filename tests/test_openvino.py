@@ -145,7 +145,7 @@ def test_a_file_of_a_later_openvino_is_refused(copied):
     path.write_bytes(content.replace(b'version="11"', b'version="99"', 1))
     embed_digest(path, OPENVINO_DIGEST_PREFIX)
     with pytest.raises(ArtifactError, match=rf"OpenVINO {library.VERSION} refuses .*{STEM}.xml"):
-        registry.open_artifact(path)
+        registry.open_runner(registry.open_artifact(path))
 
 
 def test_a_changed_byte_of_a_lone_copy_is_found(copied):

@@ -530,11 +530,11 @@ MANIFESTS = [
 ]
 DOCUMENTS = [
     Attack(
-        "a manifest that names a model of another release",
+        "a manifest that names another model than the file does",
         _set_fact("model", "u2net9"),
         ("parity", "torch", "a.onnx"),
-        2,
-        "no model is called 'u2net9'",
+        4,
+        "such as its model: export it again",
     ),
     *(
         Attack(f"a budget file: {name}", _budget(text), PARITY, 2, sentence)

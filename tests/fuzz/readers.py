@@ -26,7 +26,7 @@ from u2export.benchmark.limits import Limits
 from u2export.benchmark.recommend import recommend
 from u2export.benchmark.recommend_report import format_recommendation
 from u2export.benchmark.report import BenchmarkReport, read_report
-from u2export.compare.budgets import budget_for_artifact, read_budgets
+from u2export.compare.budgets import read_budgets, requested_budget
 from u2export.compare.probe_images import user_cases
 from u2export.core import registry
 from u2export.core.artifact import Artifact, manifest_path, read_artifact
@@ -37,7 +37,8 @@ from u2export.core.models import MODELS
 from u2export.core.requests import RunRequest
 from u2export.errors import U2ExportError
 from u2export.images.compose import Composition
-from u2export.images.decode import composite_on_white, count_frames, decode_image, read_header
+from u2export.images.decode import composite_on_white, decode_image, read_header
+from u2export.images.frames import count_frames
 from u2export.images.inputs import find_images
 from u2export.images.outputs import OutputPaths
 from u2export.inference.process import ImageOptions, process_images
@@ -144,7 +145,7 @@ def _manifest(content: bytes, folder: Path) -> None:
     _each(
         lambda: _facts_used(artifact.facts),
         lambda: artifact.int8_share,
-        lambda: budget_for_artifact(artifact),
+        lambda: requested_budget(artifact),
         lambda: artifact.facts.model == DEMO or _source_of(artifact.facts),  # which hashes 2 MB
         lambda: format_certificate(path, read_certificate(artifact)),
     )
@@ -180,7 +181,7 @@ def _int8_record(content: bytes, folder: Path) -> None:
     build = {QUANTIZATION_KEY: content.decode("utf-8", "replace")}
     artifact = Artifact(folder / "a.onnx", "onnx", facts.model_copy(update={"build": build}))
     assert facts.quantization
-    budget_for_artifact(artifact)
+    requested_budget(artifact)
     format_text(read_int8_record(artifact), facts.quantization)
 
 
@@ -378,8 +379,20 @@ _READERS = (
     Reader("weights-zip", _weights, _CONTAINERS, forms.zip_archive, libraries=_TORCH),
     Reader("weights-pickle", _weights, _CONTAINERS, largest=4096, libraries=_TORCH),
     Reader("safetensors", _safetensors, _CONTAINERS, forms.headed_json, 4096, _TORCH),
-    Reader("onnx", _onnx, ("core/digest",), largest=4096, libraries=("onnx", "onnxruntime")),
-    Reader("openvino", _openvino, ("core/digest",), largest=16384, libraries=("openvino",)),
+    Reader(
+        "onnx",
+        _onnx,
+        ("core/digest", "backends/onnx/stored"),
+        largest=4096,
+        libraries=("onnx", "onnxruntime"),
+    ),
+    Reader(
+        "openvino",
+        _openvino,
+        ("core/digest", "backends/openvino/stored"),
+        largest=16384,
+        libraries=("openvino",),
+    ),
     Reader(
         "replays",
         _replay,

@@ -250,7 +250,7 @@ def apply(model: onnx.ModelProto, name: str) -> None:
         WEIGHTS[name](model)
 
 
-def save(model: onnx.ModelProto, honest: Path, target: Path, **lies: Any) -> None:
+def save(model: onnx.ModelProto, honest: Path, target: Path, /, **lies: Any) -> None:
     """Save a model as u2export would: with facts and digest inside, and with a manifest.
 
     Args:

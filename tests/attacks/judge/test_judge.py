@@ -313,6 +313,12 @@ def test_a_manifest_that_contradicts_the_file(command, certified: Path, file, wo
     )
 
 
+def test_a_model_of_another_release(command, certified: Path):
+    cheats.save(onnx.load(certified / ONNX), certified / ONNX, certified / "a.onnx", model="u2net9")
+    done = command("parity", "torch", "a.onnx")
+    assert (done.returncode, "no model is called 'u2net9'" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_digest_inside_that_no_longer_fits(command, certified: Path):
     """The manifest was made to fit the changed bytes, the file itself was not."""
     path = certified / ONNX

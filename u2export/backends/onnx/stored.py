@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -66,11 +67,12 @@ def read_facts(path: Path) -> str | None:
         ArtifactError: it is no ONNX file, or holds them twice.
     """
     found = []
-    for number, entry in _read_model(path):
-        if number == 14:  # metadata_props
-            texts = dict(_fields(_nested(entry)))
-            if _text(texts.get(1)) == FACTS_KEY:
-                found.append(_text(texts.get(2)))
+    with _reading(path) as model:
+        for number, entry in _fields(model):
+            if number == 14:  # metadata_props
+                texts = dict(_fields(_nested(entry)))
+                if _text(texts.get(1)) == FACTS_KEY:
+                    found.append(_text(texts.get(2)))
     if len(found) > 1:
         raise ArtifactError(f"{path} holds its facts {len(found)} times: export it again")
     return found[0] if found else None
@@ -83,9 +85,10 @@ def stored_precisions(path: Path) -> tuple[Precision, ...]:
         ArtifactError: it is no ONNX file.
     """
     graph = _Graph()
-    for number, entry in _read_model(path):
-        if number in (7, 25):  # graph, functions
-            _read_graph(_nested(entry), graph, node_field=1 if number == 7 else 7)
+    with _reading(path) as model:
+        for number, entry in _fields(model):
+            if number in (7, 25):  # graph, functions
+                _read_graph(_nested(entry), graph, node_field=1 if number == 7 else 7)
     weights = [_largest(inputs, graph) for inputs in graph.computing]
     return possible_precisions(tensor for tensor in weights if tensor)
 
@@ -101,15 +104,17 @@ def _largest(inputs: list[str], graph: _Graph) -> StoredTensor | None:
     return max(stored, key=lambda tensor: tensor.elements, default=None)
 
 
-def _read_model(path: Path) -> Iterator[tuple[int, int | memoryview]]:
-    """Give the fields of the outermost message.
+@contextmanager
+def _reading(path: Path) -> Iterator[memoryview]:
+    """Give a file's bytes; while they are read, damage is an error of ours.
 
     Raises:
         ArtifactError: it cannot be read, or is no protobuf.
     """
     try:
         with open_regular(path) as file:
-            yield from _fields(memoryview(file.read()))
+            content = file.read()
+        yield memoryview(content)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
 
