@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from u2export.core.artifact import Artifact, manifest_path
 from u2export.errors import ExportError
 from u2export.system.files import file_sha256, move_into_place, sync, write_bytes
+from u2export.system.locks import file_lock
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def workspace(target: Path) -> Iterator[Path]:
     """
     absent = [parent for parent in target.parents if not parent.exists()]  # the deepest first
     target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.with_name(f".{target.name}.lock"), timeout=0)
+    lock = file_lock(target.with_name(f".{target.name}.lock"), timeout=0)
     was_there = Path(lock.lock_file).exists()
     try:
         lock.acquire()

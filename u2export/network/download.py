@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 import gdown
 import requests
-from filelock import FileLock
 
 from u2export.core.models import Source
 from u2export.errors import ArtifactError, DependencyError, InputError
 from u2export.system.files import file_sha256, move_into_place, sync
+from u2export.system.locks import file_lock
 
 MIRROR, OFFLINE = "U2EXPORT_MIRROR", "U2EXPORT_OFFLINE"
 
@@ -77,7 +77,7 @@ def fetch(
         )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(destination.with_name(f".{name}.lock")):
+        with file_lock(destination.with_name(f".{name}.lock")):
             if destination.is_file() and (not sha256 or file_sha256(destination) == sha256):
                 return file_sha256(destination)
             return _fetch_from_any(

@@ -6,14 +6,13 @@ import contextlib
 import json
 from pathlib import Path
 
-from filelock import FileLock
-
 from u2export.core.artifact import Artifact
 from u2export.core.models import MODELS, ModelSpec
 from u2export.errors import ArtifactError
 from u2export.system.cache import weights_folder
 from u2export.system.documents import parse_json, read_bounded
 from u2export.system.files import resolved, write_bytes
+from u2export.system.locks import file_lock
 
 
 def model_with_hash(sha256: str) -> ModelSpec | None:
@@ -80,6 +79,6 @@ def _read_pins() -> dict[str, str]:
 def _write_pin(model: str, sha256: str) -> None:
     path = _pins_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with file_lock(path.with_suffix(".lock")):
         pins = {**_read_pins(), model: sha256}
         write_bytes(path, json.dumps(pins, indent=1, sort_keys=True).encode(), durable=True)

@@ -6,6 +6,7 @@ OpenVINO itself would run a changed file of the cache as it is.
 from __future__ import annotations
 
 import contextlib
+import stat
 from pathlib import Path
 
 from u2export.backends.openvino.library import VERSION
@@ -54,6 +55,8 @@ def record_hashes(folder: Path) -> None:
         with contextlib.suppress(OSError, InputError):
             if not hash_path.exists() or hash_path.stat().st_mtime_ns < blob.stat().st_mtime_ns:
                 write_bytes(hash_path, file_sha256(blob).encode())
+                # OpenVINO lets nobody else read it, whatever the user's mask says
+                blob.chmod(stat.S_IMODE(hash_path.stat().st_mode))
 
 
 def _hash_path(blob: Path) -> Path:
