@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -24,8 +24,8 @@ from u2export.core.artifact import Artifact
 from u2export.core.backend import Runner
 from u2export.core.enums import Precision
 from u2export.core.execution import Execution
+from u2export.core.ports import Port, check_ports
 from u2export.core.requests import RunSpec
-from u2export.errors import ArtifactError
 from u2export.system import ordered_pool
 from u2export.system.files import scratch_folder
 
@@ -50,8 +50,11 @@ class OnnxRunner(Runner):
         self._session = open_session(artifact.path, session_options(run_spec), run_spec.device)
         self._options = run_options()
         self._call_slots = BoundedSemaphore(concurrent_calls(run_spec))
-        _check_inputs(artifact, self._session.get_inputs())
-        _check_outputs(artifact, self._session.get_outputs())
+        check_ports(
+            artifact,
+            [_port(one) for one in self._session.get_inputs()],
+            [_port(one) for one in self._session.get_outputs()],
+        )
         first_input = self._session.get_inputs()[0]
         self._input_name = first_input.name
         self._output_name = self._session.get_outputs()[0].name
@@ -105,32 +108,9 @@ class OnnxRunner(Runner):
         del self._session
 
 
-def _check_outputs(artifact: Artifact, outputs: Sequence[Any]) -> None:
-    """Refuse a file whose outputs are no real numbers.
-
-    Args:
-        artifact: the file with its facts.
-        outputs: of the session, with name, type and shape.
-    """
-    unlike = [output.type for output in outputs if output.type not in _REAL_TYPES]
-    if unlike:
-        raise ArtifactError(f"{artifact.path} gives {unlike[0]}; it must give real numbers")
-
-
-def _check_inputs(artifact: Artifact, inputs: Sequence[Any]) -> None:
-    """Refuse a file that does not take float32 (N,3,size,size).
-
-    Args:
-        artifact: the file with its facts.
-        inputs: of the session, with name, type and shape.
-    """
-    size = artifact.facts.size
-    if inputs and inputs[0].type != "tensor(float)":
-        raise ArtifactError(f"{artifact.path} takes {inputs[0].type}; it must take float32")
-    shape = inputs[0].shape if inputs else []
-    fits = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3
-    if not fits or any(isinstance(side, int) and side != size for side in shape[2:]):
-        raise ArtifactError(
-            f"{artifact.path} takes {[item.shape for item in inputs]}, not pictures of "
-            f"3x{size}x{size}: it is not a {artifact.facts.model}"
-        )
+def _port(declared: Any) -> Port:
+    """An input or output of a session, which has a type and a shape."""
+    # what is no tensor has no shape
+    shape = tuple(side if isinstance(side, int) else None for side in declared.shape or ())
+    kind = declared.type
+    return Port(kind, shape, real=kind in _REAL_TYPES, single=kind == "tensor(float)")

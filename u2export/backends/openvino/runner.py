@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,8 +26,9 @@ from u2export.core.artifact import Artifact
 from u2export.core.backend import Runner
 from u2export.core.enums import Device, Precision
 from u2export.core.execution import Execution
+from u2export.core.ports import Port, check_ports
 from u2export.core.requests import RunSpec
-from u2export.errors import ArtifactError, DependencyError
+from u2export.errors import DependencyError
 
 
 class OpenvinoRunner(Runner):
@@ -43,9 +43,10 @@ class OpenvinoRunner(Runner):
         """
         self._run_spec = run_spec
         self._stored_precision, self._int8_share = artifact.stored_precision, artifact.int8_share
+        if artifact.foreign:  # before anything takes the memory that it declares
+            _check_ports(artifact, read_model(artifact.path))
         self._compiled = _compile(artifact, run_spec)
-        _check_inputs(artifact, self._compiled)
-        _check_outputs(artifact.path, self._compiled.outputs)
+        _check_ports(artifact, self._compiled)
         batch = self._compiled.inputs[0].partial_shape[0]
         super().__init__(artifact.facts.size, None if batch.is_dynamic else batch.get_length())
         self._idle_requests: SimpleQueue[ov.InferRequest] = SimpleQueue()
@@ -136,8 +137,7 @@ def _compile(artifact: Artifact, run_spec: RunSpec) -> ov.CompiledModel:
         # From the path: with a compiled model in the cache OpenVINO need not read the file.
         compiled = ov.Core().compile_model(artifact.path, DEVICES[run_spec.device], properties)
     except RuntimeError as error:
-        model = read_model(artifact.path)  # raises if the file is at fault
-        _check_outputs(artifact.path, model.outputs)
+        _check_ports(artifact, read_model(artifact.path))  # raises if the file is at fault
         raise DependencyError(
             f"OpenVINO {VERSION} cannot compile {artifact.path} for {run_spec.device}: "
             f"{error_reason(error)}"
@@ -166,27 +166,19 @@ def _precision_hint(run_spec: RunSpec, stored: Precision) -> str:
     return PRECISION_HINTS[run_spec.precision or stored]
 
 
-def _check_inputs(artifact: Artifact, compiled: ov.CompiledModel) -> None:
-    """Refuse a model that does not take float32 (N,3,size,size)."""
-    inputs, size = compiled.inputs, artifact.facts.size
-    expected = ov.PartialShape([-1, 3, size, size])
-    if len(inputs) != 1 or not expected.compatible(inputs[0].partial_shape):
-        raise ArtifactError(
-            f"{artifact.path} takes {[str(port.partial_shape) for port in inputs]}, not "
-            f"pictures of 3x{size}x{size}: it is not a {artifact.facts.model}"
-        )
-    if inputs[0].element_type != ov.Type.f32:
-        kind = inputs[0].element_type.get_type_name()
-        raise ArtifactError(f"{artifact.path} takes {kind}; it must take float32")
+def _check_ports(artifact: Artifact, model: ov.Model | ov.CompiledModel) -> None:
+    """Refuse a model that does not take and give what a U²-Net does."""
+    ports = ([_port(one) for one in ends] for ends in (model.inputs, model.outputs))
+    check_ports(artifact, *ports)
 
 
-def _check_outputs(path: Path, outputs: Sequence[Any]) -> None:
-    """Refuse a model whose outputs are no real numbers.
+def _port(declared: Any) -> Port:
+    """An input or output of a model, which has a type and a partial shape."""
+    kind, partial = declared.element_type, declared.partial_shape
+    sides = None if partial.rank.is_dynamic else [_side(one) for one in partial]
+    shape = None if sides is None else tuple(sides)
+    return Port(kind.get_type_name(), shape, real=kind.is_real(), single=kind == ov.Type.f32)
 
-    Args:
-        path: the file.
-        outputs: ports, each with its element type.
-    """
-    unlike = [port.element_type for port in outputs if not port.element_type.is_real()]
-    if unlike:
-        raise ArtifactError(f"{path} gives {unlike[0].get_type_name()}; it must give real numbers")
+
+def _side(declared: Any) -> int | None:
+    return None if declared.is_dynamic else declared.get_length()
