@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 ChangeBytes = Callable[[bytes, int], bytes]  # content and the most bytes it may have then
 Mutation = Callable[[bytes, int, random.Random, ChangeBytes], bytes]
@@ -22,6 +23,8 @@ _ODD_VALUES = (
     *("", "x", "../x", "/etc/passwd", "\0", "\ud800", "é" * 200, "0" * 64, "1e999", "nan"),
     *("fp32", "int8", "fp16", "cpu", "u2net", "1:1:1", [], {}, [[]], {"": {}}),
 )
+_VARINT, _BYTES = 0, 2  # wire types of protobuf
+_FIXED = {1: 8, 5: 4}  # bytes of the others
 _SIGNATURE = 8  # bytes of a PNG before its first chunk
 _NESTED = (".npz", ".zip")
 
@@ -105,6 +108,7 @@ def _changed_entry(
 ) -> tuple[str, bytes]:
     inner = zip_archive if name.endswith(_NESTED) else any_bytes
     inner = json_text if name.endswith(".json") else inner
+    inner = protobuf if name.endswith(".onnx") else inner
     return name, inner(content, largest, chance, change)
 
 
@@ -136,3 +140,104 @@ def headed_json(content: bytes, largest: int, chance: random.Random, change: Cha
         return change(content, largest)
     header = json_text(content[8 : 8 + length], largest - 8, chance, change)
     return (len(header).to_bytes(8, "little") + header + content[8 + length :])[:largest]
+
+
+def xml_text(content: bytes, largest: int, chance: random.Random, change: ChangeBytes) -> bytes:
+    """Change an attribute, or remove or double an element of XML; or bytes where it is none."""
+    try:
+        document = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return change(content, largest)
+    if chance.random() < 0.2:
+        return change(content, largest)
+    _change_element(chance.choice(list(document.iter())), chance, change)
+    changed = ElementTree.tostring(document)
+    return changed if len(changed) <= largest else change(content, largest)
+
+
+def _change_element(
+    element: ElementTree.Element, chance: random.Random, change: ChangeBytes
+) -> None:
+    way = chance.randrange(4)
+    if way == 0 and len(element):
+        element.remove(chance.choice(list(element)))
+    elif way == 1 and len(element):
+        element.append(chance.choice(list(element)))
+    elif element.attrib:
+        key = chance.choice(list(element.attrib))
+        value = change(element.attrib[key].encode(), 2000).decode("utf-8", "replace")
+        texts = [str(odd) for odd in _ODD_VALUES if len(str(odd)) < 300 and str(odd).isascii()]
+        element.set(key, value if way == 2 else chance.choice(texts))
+
+
+def protobuf(content: bytes, largest: int, chance: random.Random, change: ChangeBytes) -> bytes:
+    """Change, remove or double a field of a message at any depth, and put lengths right."""
+    fields = _message_fields(content)
+    if not fields or chance.random() < 0.1:
+        return change(content, largest) if content else b""
+    place = chance.randrange(len(fields))
+    head, value = fields[place]
+    way = chance.randrange(8)
+    if way == 0:
+        del fields[place]
+    elif way == 1:
+        fields.insert(chance.randrange(len(fields)), fields[place])
+    else:
+        fields[place] = (head, _changed_field(head, value, chance, change))
+    changed = b"".join(part for head, value in fields for part in _joined(head, value))
+    return changed if len(changed) <= largest else change(content, largest)
+
+
+def _changed_field(head: int, value: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
+    if head & 7 == _VARINT:
+        return _as_varint(chance.choice([0, 1, 2, 7, 10, 16, 127, 128, 2**31, 2**63, 2**64 - 1]))
+    if head & 7 in _FIXED:
+        return bytes(chance.randrange(256) for _ in value)
+    if value.startswith(b"{"):
+        return json_text(value, 4000, chance, change)
+    nested = chance.random() < 0.8 and _message_fields(value)
+    return protobuf(value, 4000, chance, change) if nested else change(value, len(value) + 8)
+
+
+def _message_fields(content: bytes) -> list[tuple[int, bytes]]:
+    """The fields of a message, as head and bytes; none where it is no message."""
+    fields, at = [], 0
+    while at < len(content):
+        head, at = _read_varint(content, at)
+        end = at + _FIXED.get(head & 7, 0)
+        if head & 7 == _BYTES:
+            length, at = _read_varint(content, at)
+            end = at + length
+        elif head & 7 == _VARINT:
+            _, end = _read_varint(content, at)
+        if end > len(content):
+            return []
+        fields.append((head, content[at:end]))
+        at = end
+    return fields
+
+
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    """An integer and the place behind it, which is behind the end where it is cut."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(content):
+            break
+        value |= (content[at] & 0x7F) << shift
+        at += 1
+        if content[at - 1] < 0x80:
+            return value, at
+    return value, len(content) + 1
+
+
+def _as_varint(value: int) -> bytes:
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _joined(head: int, value: bytes) -> tuple[bytes, ...]:
+    length = (_as_varint(len(value)),) if head & 7 == _BYTES else ()
+    return (_as_varint(head), *length, value)

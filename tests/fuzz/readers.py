@@ -38,7 +38,12 @@ from u2export.core.requests import RunRequest
 from u2export.errors import U2ExportError
 from u2export.images.compose import Composition
 from u2export.images.decode import composite_on_white, decode_image, read_header
-from u2export.images.frames import count_frames
+from u2export.images.frames import (
+    count_frames,
+    draw_frames_before,
+    frames_of,
+    read_frame_header,
+)
 from u2export.images.inputs import find_images
 from u2export.images.outputs import OutputPaths
 from u2export.inference.process import ImageOptions, process_images
@@ -277,7 +282,7 @@ def _replay(content: bytes, folder: Path) -> None:
 def _picture(content: bytes, folder: Path) -> None:
     """Decode a picture as `run` does, and as `parity` does."""
     path = _written(content, folder / "p.png")
-    _each(lambda: _decode(path, None), lambda: _decode(path, 8))
+    _each(lambda: _decode(path, None), lambda: _decode(path, 8), lambda: _decode_frames(path))
     [case] = user_cases([path])
     assert case.read() == content
 
@@ -288,6 +293,17 @@ def _decode(path: Path, min_side: int | None) -> None:
         decoded = decode_image(header, min_side=min_side)
     assert decoded.picture.mode in ("RGB", "RGBA")
     composite_on_white(decoded.picture)
+
+
+def _decode_frames(path: Path) -> None:
+    """Decode the first pictures of a file of several, and the last, as `run --frames all` does."""
+    frames = frames_of(path)
+    for frame in (*frames[:2], *frames[2:][-1:]):
+        with contextlib.suppress(U2ExportError):
+            header = read_frame_header(path, frame.number, max_pixels=_MAX_PIXELS)
+            with header:
+                draw_frames_before(header, frame.number)
+                decode_image(header)
 
 
 @functools.cache
@@ -383,6 +399,7 @@ _READERS = (
         "onnx",
         _onnx,
         ("core/digest", "backends/onnx/stored"),
+        forms.protobuf,
         largest=4096,
         libraries=("onnx", "onnxruntime"),
     ),
@@ -390,6 +407,7 @@ _READERS = (
         "openvino",
         _openvino,
         ("core/digest", "backends/openvino/stored"),
+        forms.xml_text,
         largest=16384,
         libraries=("openvino",),
     ),

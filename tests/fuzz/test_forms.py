@@ -7,7 +7,9 @@ import json
 import random
 import zipfile
 import zlib
+from xml.etree import ElementTree
 
+import onnx
 import pytest
 from fuzz import forms
 from fuzz.readers import READERS
@@ -71,6 +73,26 @@ def test_a_changed_header_has_its_length():
     assert len(lengths) > 2
 
 
-@pytest.mark.parametrize("mutate", [forms.json_text, forms.zip_archive, forms.headed_json])
+@pytest.mark.parametrize(
+    "mutate",
+    [forms.json_text, forms.zip_archive, forms.headed_json, forms.xml_text, forms.protobuf],
+)
 def test_what_has_no_such_form_is_changed_as_bytes(mutate: forms.Mutation):
     assert mutate(b"no form", 100, random.Random(0), _turn_last) == b"no for\x92"
+
+
+def test_a_changed_message_is_one_again_at_every_depth():
+    whole, read = _seed_of("onnx", "ours.onnx"), 0
+    for seed in SEEDS:
+        content = forms.protobuf(whole, 4096, random.Random(seed), lambda part, _: part)
+        read += content != whole
+        onnx.load_from_string(content)
+    assert read > len(SEEDS) / 4
+
+
+def test_a_changed_document_of_xml_is_one_again():
+    whole, texts = _seed_of("openvino", "ours.xml"), set()
+    for seed in SEEDS:
+        content = forms.xml_text(whole, 16384, random.Random(seed), lambda part, _: part)
+        texts.add(ElementTree.tostring(ElementTree.fromstring(content)))
+    assert len(texts) > len(SEEDS) / 4

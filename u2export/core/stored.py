@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,10 @@ from numpy.typing import NDArray
 
 from u2export.core.enums import Precision
 
+# No network comes near these. A small file that goes beyond would keep its reader busy for hours.
+MAX_STEPS = 1_000_000  # one takes about a microsecond
+MAX_DIMENSIONS, MAX_SIDE = 16, 1 << 40
+BYTES_PER_STEP = 1024  # of values that are looked at
 _STRICTEST_FIRST = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.BF16)
 
 
@@ -26,6 +31,35 @@ class StoredTensor:
     precision: Precision
     elements: int
     in_bfloat16: bool = False
+
+
+class Effort:
+    """What searching the graph of one file for its weights may take."""
+
+    def __init__(self) -> None:
+        """Nothing is spent yet."""
+        self._left = MAX_STEPS
+
+    def spend(self, steps: int = 1) -> None:
+        """Take some of it.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        self._left -= steps
+        if self._left < 0:
+            raise ValueError(f"finding its weights takes more than {MAX_STEPS} steps")
+
+
+def count_elements(shape: Sequence[int]) -> int:
+    """Count the values of a tensor.
+
+    Raises:
+        ValueError: no tensor has that shape.
+    """
+    if len(shape) > MAX_DIMENSIONS or not all(0 <= side <= MAX_SIDE for side in shape):
+        raise ValueError(f"it holds a tensor of {len(shape)} sides that no memory holds")
+    return math.prod(shape)
 
 
 def possible_precisions(tensors: Iterable[StoredTensor]) -> tuple[Precision, ...]:

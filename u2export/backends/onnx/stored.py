@@ -5,7 +5,6 @@ The format is protobuf. The numbers of its fields are in ONNX's `onnx.proto`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,13 @@ import numpy as np
 
 from u2export.core.enums import Precision
 from u2export.core.facts import FACTS_KEY
-from u2export.core.stored import StoredTensor, fit_bfloat16, possible_precisions
+from u2export.core.stored import (
+    Effort,
+    StoredTensor,
+    count_elements,
+    fit_bfloat16,
+    possible_precisions,
+)
 from u2export.errors import ArtifactError
 from u2export.system.documents import open_regular
 
@@ -89,14 +94,16 @@ def stored_precisions(path: Path) -> tuple[Precision, ...]:
         for number, entry in _fields(model):
             if number in (7, 25):  # graph, functions
                 _read_graph(_nested(entry), graph, node_field=1 if number == 7 else 7)
-    weights = [_largest(inputs, graph) for inputs in graph.computing]
+        effort = Effort()
+        weights = [_largest(inputs, graph, effort) for inputs in graph.computing]
     return possible_precisions(tensor for tensor in weights if tensor)
 
 
-def _largest(inputs: list[str], graph: _Graph) -> StoredTensor | None:
+def _largest(inputs: list[str], graph: _Graph, effort: Effort) -> StoredTensor | None:
     """The largest stored tensor that a layer reads: its weights."""
     names, seen = list(inputs), set(inputs)
     for name in names:  # grows
+        effort.spend(1 + len(graph.producers.get(name, ())))
         further = [one for one in graph.producers.get(name, ()) if one not in seen]
         seen.update(further)
         names += further
@@ -175,7 +182,7 @@ def _read_tensor(content: memoryview, graph: _Graph, name: str = "") -> None:
     precision, values = _PRECISIONS[kind], b"".join([raw, *floats])
     exact = precision is Precision.FP32 and len(values) % 4 == 0 and len(values) > 0
     in_bfloat16 = exact and fit_bfloat16(np.frombuffer(values, "<f4"))
-    graph.tensors[name] = StoredTensor(precision, math.prod(dims), in_bfloat16)
+    graph.tensors[name] = StoredTensor(precision, count_elements(dims), in_bfloat16)
 
 
 def _fields(content: memoryview) -> _Fields:

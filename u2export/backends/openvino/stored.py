@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,14 @@ import numpy as np
 from u2export.backends.openvino.library import WEIGHTS_HASH_KEY, require_weights
 from u2export.core.enums import Precision
 from u2export.core.facts import FACTS_KEY, parse_facts
-from u2export.core.stored import StoredTensor, fit_bfloat16, possible_precisions
+from u2export.core.stored import (
+    BYTES_PER_STEP,
+    Effort,
+    StoredTensor,
+    count_elements,
+    fit_bfloat16,
+    possible_precisions,
+)
 from u2export.errors import ArtifactError
 from u2export.system.documents import open_regular, read_bounded
 from u2export.system.files import file_sha256
@@ -90,15 +96,16 @@ def stored_precisions(path: Path) -> tuple[Precision, ...]:
 
 def _weights(layers: dict[str, _Layer], content: memoryview) -> Iterator[StoredTensor]:
     """The weights of each layer that computes: the largest constant that it reads."""
+    effort = Effort()
     for layer in layers.values():
         if layer.kind in _COMPUTING:
-            stored = list(_constants(layer, layers, content))
+            stored = list(_constants(layer, layers, content, effort))
             if stored:
                 yield max(stored, key=lambda tensor: tensor.elements)
 
 
 def _constants(
-    layer: _Layer, layers: dict[str, _Layer], content: memoryview
+    layer: _Layer, layers: dict[str, _Layer], content: memoryview, effort: Effort
 ) -> Iterator[StoredTensor]:
     """The constants that a layer reads, through operations that pass them on."""
     names = [(name, False) for name in layer.inputs]
@@ -107,7 +114,9 @@ def _constants(
         source = layers.get(name)
         if source is None:
             continue
+        effort.spend(1 + len(source.inputs))
         if source.kind == "Const" and source.data.get("element_type") in _PRECISIONS:
+            effort.spend(int(source.data.get("size", "0")) // BYTES_PER_STEP)
             yield _stored_tensor(source.data, content, rounded=rounded)
         elif source.kind in _PASSING:
             rounds = rounded or _rounds_to_int8(source)
@@ -128,7 +137,7 @@ def _stored_tensor(data: dict[str, str], content: memoryview, *, rounded: bool) 
     values = content[start : start + size]
     exact = precision is Precision.FP32 and size > 0 and size % 4 == 0
     in_bfloat16 = exact and fit_bfloat16(np.frombuffer(values, "<f4"))
-    return StoredTensor(precision, math.prod(shape), in_bfloat16)
+    return StoredTensor(precision, count_elements(shape), in_bfloat16)
 
 
 def _read_layers(document: ElementTree.Element) -> dict[str, _Layer]:
