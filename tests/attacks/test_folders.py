@@ -105,3 +105,10 @@ def test_pages_are_counted_within_a_bound(tmp_path: Path):
     header = read_header(path)
     assert count_frames(header) == MAX_COUNTED_PAGES == 100
     assert decode_image(header).size == (1, 1)
+
+
+def test_a_count_that_met_its_bound_is_told_as_such(command, quick: Path, tmp_path: Path):
+    dot = Image.new("L", (1, 1))
+    dot.save(tmp_path / "p.tif", save_all=True, append_images=[dot] * 150)
+    done = command("run", quick, "p.tif", "--out", "o.png")
+    assert "p.tif holds at least 100 pictures; only the first was taken" in done.stderr

@@ -20,9 +20,10 @@ SEARCH, TENSOR = "takes more than 1000000 steps", "sides that no memory holds"
 def _onnx_chain(length: int, folder: Path) -> Path:
     """As many layers as additions, each behind all of them."""
     adding = [helper.make_node("Add", [f"{i}"], [f"{i + 1}"]) for i in range(length)]
-    layers = [helper.make_node("Conv", [f"{length}"], ["c"])] * length
+    layers = [helper.make_node("Conv", [f"{length}"], [f"c{i}"]) for i in range(length)]
+    joined = helper.make_node("Concat", [f"c{i}" for i in range(length)], ["y"])
     weights = helper.make_tensor("0", TensorProto.FLOAT16, [1], [1.0])
-    return _saved([*adding, *layers], [weights], folder)
+    return _saved([*adding, *layers, joined], [weights], folder)
 
 
 def _onnx_tensor(dimensions: int, folder: Path) -> Path:
@@ -32,7 +33,8 @@ def _onnx_tensor(dimensions: int, folder: Path) -> Path:
 
 
 def _saved(nodes: list, tensors: list, folder: Path) -> Path:
-    model = helper.make_model(helper.make_graph(nodes, "g", [], [], tensors))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [output], tensors))
     (folder / "a.onnx").write_bytes(model.SerializeToString())
     return folder / "a.onnx"
 
@@ -42,7 +44,10 @@ def _layer(name: object, kind: str, data: str = "") -> str:
 
 
 def _xml(layers: list[str], edges: list[tuple[object, object]], folder: Path) -> Path:
+    """Write a file whose convolutions all go to its result."""
+    edges = [*edges, *((b, "y") for _, b in edges if str(b).startswith("c"))]
     joined = "".join(f'<edge from-layer="{a}" to-layer="{b}"/>' for a, b in edges)
+    layers = [*layers, _layer("y", "Result")]
     text = f"<net><layers>{''.join(layers)}</layers><edges>{joined}</edges></net>"
     (folder / "a.xml").write_text(text)
     (folder / "a.bin").write_bytes(bytes(4))
@@ -86,7 +91,7 @@ def test_a_file_that_would_take_hours_is_refused(
 
 
 def test_values_that_are_looked_at_again_and_again_count_each_time(tmp_path: Path):
-    layers = [_constant("1").replace("f16", "f32").replace('"2"', '"16777216"')]
+    layers = [_constant("4194304").replace("f16", "f32").replace('"2"', '"16777216"')]
     layers += [_layer(f"c{i}", "Convolution") for i in range(MANY)]
     path = _xml(layers, [(0, f"c{i}") for i in range(MANY)], tmp_path)
     path.with_suffix(".bin").write_bytes(bytes(1 << 24))

@@ -264,9 +264,11 @@ def stored_precisions(path: Path) -> tuple[Precision, ...]:
         with safetensors.safe_open(path, "pt") as file:
             slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118  # no mapping
             return possible_precisions(
-                StoredTensor(_STORED[one.get_dtype()], math.prod(one.get_shape()))
-                for one in slices
-                if one.get_dtype() in _STORED
+                [
+                    StoredTensor(_STORED[one.get_dtype()], math.prod(one.get_shape()))
+                    for one in slices
+                    if one.get_dtype() in _STORED
+                ]
             )
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}") from error

@@ -191,8 +191,9 @@ def _mask_problems(row: Row) -> tuple[str, ...]:
     """Say why the mask is not correct; empty if it is."""
     if row.mask is None:
         return (_with_reason("not compared with the reference", row.unjudged),)
-    if not row.mask.passed:
-        return (_with_reason("its mask is wrong", "; ".join(row.mask.reasons)),)
+    if not row.mask.is_correct:
+        reasons = row.mask.reasons or (f"IoU {row.mask.iou:g}",)
+        return (_with_reason("its mask is wrong", "; ".join(reasons)),)
     return ()
 
 

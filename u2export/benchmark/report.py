@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from u2export.compare.budgets import BUDGETS
 from u2export.core.enums import Stage
@@ -24,6 +24,7 @@ _Amount = Annotated[float, Field(ge=0, le=_MOST)]
 _Blocks = tuple[tuple[_Positive, ...], ...]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
+# No built-in budget passes such masks.
 _LEAST_PASSED_IOU = min(budget.mask_iou for budget in BUDGETS.values())
 STAGES = tuple(stage for stage in Stage if stage is not Stage.READ)  # the bytes are in memory
 
@@ -93,12 +94,13 @@ class MaskAccuracy(FrozenModel):
     worst_iou: _Share | None = None
     worst_picture: str = ""
 
-    @model_validator(mode="after")
-    def _check_verdict(self) -> MaskAccuracy:
-        """Hold the verdict to the figures: no budget passes such masks."""
-        if self.passed and self.iou is not None and self.iou < _LEAST_PASSED_IOU:
-            raise ValueError(f"it says that masks of IoU {self.iou:g} passed")
-        return self
+    @property
+    def is_correct(self) -> bool:
+        """Whether they passed, and the figures do not contradict that.
+
+        Earlier releases let a file of 8 bits say how strictly it is judged.
+        """
+        return self.passed and (self.iou is None or self.iou >= _LEAST_PASSED_IOU)
 
 
 class Row(FrozenModel):
@@ -174,7 +176,7 @@ class Row(FrozenModel):
     @property
     def is_correct(self) -> bool:
         """Whether the masks were compared and are within the budget. Only such a row can win."""
-        return self.mask is not None and self.mask.passed and not self.failed
+        return self.mask is not None and self.mask.is_correct and not self.failed
 
 
 class Ratio(FrozenModel):

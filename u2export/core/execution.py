@@ -11,7 +11,7 @@ from u2export.core.requests import RunSpec
 from u2export.errors import ParityError
 
 UNKNOWN = "unknown"
-# Share of the multiply-adds that must be int8; an int8 file can say that more are.
+# Share of the multiply-adds that must be int8 where an int8 file does not say how many are.
 DEFAULT_INT8_SHARE = 0.5
 _SHARE_TOLERANCE = 0.01  # runtimes count the edges of a layer differently
 _MAX_NAMED_LAYERS = 3  # in an error
@@ -87,7 +87,7 @@ def int8_shortfall(execution: Execution, run_spec: RunSpec) -> str:
         return ""
     total = sum(layer.macs for layer in execution.arithmetic)
     in_int8 = sum(layer.macs for layer in execution.arithmetic if layer.precision == Precision.INT8)
-    required = max(DEFAULT_INT8_SHARE, execution.whole or 0.0)
+    required = DEFAULT_INT8_SHARE if execution.whole is None else execution.whole
     if not total:  # the runtime counts no multiply-adds: it is only known whether some layer did
         any_int8 = any(layer.precision == Precision.INT8 for layer in execution.arithmetic)
         return "" if any_int8 else "nothing ran in int8"

@@ -35,7 +35,7 @@ def workspace(target: Path) -> Iterator[Path]:
     absent = [parent for parent in target.parents if not parent.exists()]  # the deepest first
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = file_lock(target.with_name(f".{target.name}.lock"), timeout=0)
-    was_there = Path(lock.lock_file).exists()
+    keeps_lock = Path(lock.lock_file).exists()
     try:
         lock.acquire()
     except Timeout as error:
@@ -44,10 +44,10 @@ def workspace(target: Path) -> Iterator[Path]:
     try:
         _make_empty(folder)
         yield folder
-        was_there = True  # after a success the lock's file stays, as filelock advises
+        keeps_lock = True  # after a success the lock's file stays, as filelock advises
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
+        if not keeps_lock:
             # Last of all while it is held, since another export may start from here on: filelock
             # tells an unlinked file from a lock.
             with contextlib.suppress(OSError):

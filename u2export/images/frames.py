@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def count_frames(header: Image.Image, most_pages: int = MAX_COUNTED_PAGES) -> in
     except Exception:  # of the next one: reading it will tell
         return header.tell() + 2
     finally:
-        header.seek(0)
+        with contextlib.suppress(Exception):  # likewise
+            header.seek(0)
 
 
 def _count_pages(header: Image.Image, most: int) -> int:

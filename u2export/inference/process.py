@@ -27,6 +27,7 @@ from u2export.images.compose import MASK_ONLY, Composition, compose
 from u2export.images.decode import decode_image, read_header
 from u2export.images.encode import PNG_DEFAULT, Encoding
 from u2export.images.frames import (
+    MAX_COUNTED_PAGES,
     Frame,
     Picture,
     count_frames,
@@ -42,6 +43,7 @@ from u2export.inference.segmenter import Segmenter, refuse_drawings
 from u2export.system import ordered_pool
 from u2export.system.documents import first_line, open_regular
 from u2export.system.files import stream_sha256
+from u2export.system.leaving import is_leaving
 
 # Pixels of all pictures in memory. A larger picture waits until it is the only one.
 MAX_PIXELS_IN_MEMORY = 60_000_000
@@ -239,7 +241,9 @@ class _ImageProcessor:
         except BaseException:  # such as a signal's
             self._unclaimed.append(written)
             raise
-        return [result for result in results if result.error or any(result is w for w in written)]
+        failed = [] if is_leaving() else [result for result in results if result.error]
+        done = {id(result) for result in (*failed, *written)}
+        return [result for result in results if id(result) in done]
 
     def _process(self, results: Sequence[ImageResult], written: list[ImageResult]) -> None:
         """Process pictures; add those whose results were written to `written` at once."""
@@ -271,8 +275,9 @@ class _ImageProcessor:
             return read_frame_header(task.file, result.frame, max_pixels=max_pixels)
         header = read_header(task.file, max_pixels=max_pixels)
         if (frames := count_frames(header)) > 1:
+            count = f"at least {frames}" if frames == MAX_COUNTED_PAGES else frames
             result.notes.append(
-                f"{result.picture} holds {frames} pictures; only the first was taken: "
+                f"{result.picture} holds {count} pictures; only the first was taken: "
                 "--frames all takes each"
             )
         return header

@@ -16,10 +16,17 @@ from u2export.compare.stages import Pipeline, PipelineTrace
 from u2export.core import registry
 from u2export.core.artifact import Artifact, manifest_path
 from u2export.core.enums import Precision
-from u2export.core.execution import check_execution
+from u2export.core.execution import DEFAULT_INT8_SHARE, Execution, check_execution
 from u2export.core.models import PictureSpec
 from u2export.core.requests import RunRequest
-from u2export.errors import ArtifactError, DependencyError, ExportError, InputError, OutputError
+from u2export.errors import (
+    ArtifactError,
+    DependencyError,
+    ExportError,
+    InputError,
+    OutputError,
+    ParityError,
+)
 from u2export.network import weights
 from u2export.parity.report import CaseResult, RuntimeInfo
 from u2export.parity.request import TORCH_REFERENCE, ParityRequest
@@ -27,6 +34,7 @@ from u2export.reports.text import printable
 from u2export.system.documents import is_there
 from u2export.system.progress import say
 
+COMPUTES = "computes what it says"  # a property
 _MAX_NOTES = 5  # modules named in an emulated candidate's notes
 
 
@@ -143,15 +151,18 @@ def prepare_candidate(
     try:
         with registry.open_runner(opened, request.run) as runner:
             execution = runner.executed()
+        if not opened.foreign:  # its budget is that of what it says, so it must compute that
+            run_spec = registry.resolve_run_spec(registry.load(opened.backend), request.run)
+            check_execution(_at_least_half(execution), run_spec, opened.path.name)
+    except ParityError as error:
+        case = CaseResult(name=COMPUTES, kind="property", passed=False, reasons=(str(error),))
+        return Candidate(runtime_info(opened), budget, spec, cases=[case])
     except DependencyError as error:
         return Candidate(runtime_info(opened), budget, spec, missing=str(error))
     except OutputError:
         raise  # the disk is full, and no fault of the file
     except (ArtifactError, ExportError) as error:
         return Candidate(runtime_info(opened), budget, spec, refused=str(error))
-    if not opened.foreign:  # its budget is that of what it says, so it must compute that
-        run_spec = registry.resolve_run_spec(registry.load(opened.backend), request.run)
-        check_execution(execution, run_spec, opened.path.name)
     info = runtime_info(opened, execution.runtime, execution.summary())
 
     @contextmanager
@@ -160,6 +171,12 @@ def prepare_candidate(
             yield Pipeline(info.name, runner.single, spec)
 
     return Candidate(info, budget, spec, open_pipeline, opened)
+
+
+def _at_least_half(execution: Execution) -> Execution:
+    """Let a file demand more arithmetic in int8 than the judge does, and not less."""
+    share = max(DEFAULT_INT8_SHARE, execution.whole or 0.0)
+    return execution.model_copy(update={"whole": share})
 
 
 def emulated_candidate(

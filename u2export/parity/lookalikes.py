@@ -120,7 +120,7 @@ def _leave_out_mean_and_std(x: Array, spec: PictureSpec) -> Array:
 
 
 def _shift(x: Array, pixels: int) -> Array:
-    """Shift by half of 1 or -1 pixels, down and to the right."""
+    """Shift by half a pixel: down and to the right for 1, up and to the left for -1."""
     for axis in (2, 3):
         x = np.asarray((x + np.roll(x, pixels, axis)) / 2, np.float32)
     return x

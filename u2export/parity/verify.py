@@ -41,6 +41,8 @@ def verify_artifact(path: Path, budgets: Mapping[Precision, Budget] = BUDGETS) -
         ) from error
     certificate = read_certificate(artifact)
     if excess := budget_excess(certificate.judgement, budget_for(artifact, budgets)):
+        if budgets != BUDGETS:
+            raise ParityError(f"{path} exceeds the given budgets: {excess}")
         passed_by = certificate.budgets or "budgets of its own"
         raise ParityError(
             f"{path} passed only by {passed_by}: {excess}; --budget FILE holds it to that file's"

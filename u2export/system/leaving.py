@@ -32,14 +32,21 @@ class Interruptible(Protocol):
         """End the calls under way, where that is possible; called from another thread."""
 
 
-_interruptible: weakref.WeakSet[Interruptible] = weakref.WeakSet()
+_interruptible: list[weakref.ref[Interruptible]] = []  # no set: a runner need not have a hash
 _lock = threading.Lock()
+_signalled = threading.Event()
 
 
 def interrupt_when_leaving(one: Interruptible) -> None:
     """Interrupt this at the first signal, if it still exists."""
     with _lock:
-        _interruptible.add(one)
+        _interruptible[:] = [known for known in _interruptible if known() is not None]
+        _interruptible.append(weakref.ref(one))
+
+
+def is_leaving() -> bool:
+    """Whether a signal has asked to leave, so that what fails now was interrupted."""
+    return _signalled.is_set()
 
 
 def leave_on_signals() -> None:
@@ -73,16 +80,21 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 def _watch(reading: int) -> None:
     """Wait for signals, also while the main thread is in a runtime's own code."""
     first = _leaving_number(reading)
+    _signalled.set()
     threading.Thread(target=_leave_after_grace, args=(first,), daemon=True).start()
-    _interrupt_all()
+    # in a thread of its own: whatever a runtime does, the second signal is waited for
+    threading.Thread(target=_interrupt_all, daemon=True).start()
     _leave_at_once(_leaving_number(reading))
 
 
 def _interrupt_all() -> None:
     with _lock:
-        found = tuple(_interruptible)
+        found = [one for known in _interruptible if (one := known()) is not None]
     for one in found:
-        one.interrupt()
+        try:
+            one.interrupt()
+        except Exception as error:  # the others are interrupted all the same
+            say(f"a runtime could not be interrupted: {error}")
 
 
 def _leaving_number(reading: int) -> int:

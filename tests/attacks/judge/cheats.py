@@ -24,11 +24,10 @@ class Graph:
 
     Attributes:
         model: the ONNX model.
-        source: name of the tensor that goes into the next operation.
+        count: of the names that were made.
     """
 
     model: onnx.ModelProto
-    source: str = ""
     count: int = 0
 
     def constant(self, values: object, dtype: type = np.float32) -> str:
@@ -227,6 +226,31 @@ def in_bfloat16(model: onnx.ModelProto) -> None:
             bits = values.view(np.uint32)
             rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32)
             item.CopyFrom(numpy_helper.from_array(rounded.view(np.float32), item.name))
+
+
+def hide_behind_8_bits(model: onnx.ModelProto) -> None:
+    """Add zeros of 8 bits to the weights of all layers, nearer to the layer than these."""
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(1), "one"))
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        name = node.input[1]
+        values = next(numpy_helper.to_array(i) for i in graph.initializer if i.name == name)
+        zeros = numpy_helper.from_array(np.zeros_like(values, np.int8), f"{name}.zeros")
+        graph.initializer.append(zeros)
+        steps = (
+            ("Identity", [name], f"{name}.a"),
+            ("Identity", [f"{name}.a"], f"{name}.b"),
+            ("DequantizeLinear", [f"{name}.zeros", "one"], f"{name}.c"),
+            ("Add", [f"{name}.c", f"{name}.b"], f"{name}.d"),
+        )
+        nodes += [helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps]
+        node.input[1] = f"{name}.d"
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
 
 
 def store_in_8_bits(model: onnx.ModelProto) -> None:

@@ -5,28 +5,28 @@ The format is protobuf. The numbers of its fields are in ONNX's `onnx.proto`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
-
-import numpy as np
 
 from u2export.core.enums import Precision
 from u2export.core.facts import FACTS_KEY
 from u2export.core.stored import (
-    Effort,
-    StoredTensor,
-    count_elements,
-    fit_bfloat16,
+    Operation,
+    StoredGraph,
+    find_weights,
     possible_precisions,
+    stored_tensor,
 )
 from u2export.errors import ArtifactError
 from u2export.system.documents import open_regular
 
 _Fields: TypeAlias = Iterator[tuple[int, "int | memoryview"]]
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+_FUNCTION = "function "  # before its name, so that no tensor is called so
 _MAX_DEPTH = 20  # of graphs within graphs
 # TensorProto.DataType
 _PRECISIONS = {
@@ -45,21 +45,6 @@ _PASSING = frozenset(
     {"Add", "Cast", "DequantizeLinear", "Identity", "Mul", "QuantizeLinear", "Reshape", "Sub"}
     | {"Squeeze", "Transpose", "Unsqueeze"}
 )
-
-
-@dataclass
-class _Graph:
-    """The nodes and tensors of a file, of all its graphs together.
-
-    Attributes:
-        computing: the inputs of each layer that computes.
-        producers: by the name of a tensor, the inputs of the operation that passes it on.
-        tensors: stored tensors by name.
-    """
-
-    computing: list[list[str]] = field(default_factory=list)
-    producers: dict[str, list[str]] = field(default_factory=dict)
-    tensors: dict[str, StoredTensor] = field(default_factory=dict)
 
 
 def read_facts(path: Path) -> str | None:
@@ -84,31 +69,20 @@ def read_facts(path: Path) -> str | None:
 
 
 def stored_precisions(path: Path) -> tuple[Precision, ...]:
-    """Find the precisions that describe most weights in a file, the strictest first.
+    """Find the precisions that describe most weights in a file: see `possible_precisions`.
 
     Raises:
-        ArtifactError: it is no ONNX file.
+        ArtifactError: it is no ONNX file, or one that takes too long to read.
     """
-    graph = _Graph()
+    graph = StoredGraph()
     with _reading(path) as model:
         for number, entry in _fields(model):
-            if number in (7, 25):  # graph, functions
-                _read_graph(_nested(entry), graph, node_field=1 if number == 7 else 7)
-        effort = Effort()
-        weights = [_largest(inputs, graph, effort) for inputs in graph.computing]
-    return possible_precisions(tensor for tensor in weights if tensor)
-
-
-def _largest(inputs: list[str], graph: _Graph, effort: Effort) -> StoredTensor | None:
-    """The largest stored tensor that a layer reads: its weights."""
-    names, seen = list(inputs), set(inputs)
-    for name in names:  # grows
-        effort.spend(1 + len(graph.producers.get(name, ())))
-        further = [one for one in graph.producers.get(name, ()) if one not in seen]
-        seen.update(further)
-        names += further
-    stored = [graph.tensors[name] for name in names if name in graph.tensors]
-    return max(stored, key=lambda tensor: tensor.elements, default=None)
+            if number == 7:  # graph
+                _read_graph(_nested(entry), graph)
+                graph.outputs = graph.outputs[:1]  # the first one makes masks
+            elif number == 25:  # functions
+                _read_function(_nested(entry), graph)
+        return possible_precisions(find_weights(graph))
 
 
 @contextmanager
@@ -126,17 +100,35 @@ def _reading(path: Path) -> Iterator[memoryview]:
         raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
 
 
-def _read_graph(content: memoryview, graph: _Graph, node_field: int, depth: int = 0) -> None:
+def _read_graph(content: memoryview, graph: StoredGraph, depth: int = 0) -> list[str]:
+    """Read a graph; give the names of all that its operations give."""
     if depth > _MAX_DEPTH:
         raise ValueError("its graphs are nested too deeply")
+    given: list[str] = []
     for number, value in _fields(content):
-        if number == node_field:
-            _read_node(_nested(value), graph, depth)
-        elif number == 5 and node_field == 1:  # initializer
+        if number == 1:  # node
+            given += _read_node(_nested(value), graph, depth)
+        elif number == 5:  # initializer
             _read_tensor(_nested(value), graph)
+        elif number == 12 and depth == 0:  # output
+            graph.outputs += [_text(name) for part, name in _fields(_nested(value)) if part == 1]
+    return given
 
 
-def _read_node(content: memoryview, graph: _Graph, depth: int) -> None:
+def _read_function(content: memoryview, graph: StoredGraph) -> None:
+    """Read a function's operations; whoever calls it reads what they give."""
+    given: list[str] = []
+    name = ""
+    for number, value in _fields(content):
+        if number == 1:
+            name = _text(value)
+        elif number == 7:
+            given += _read_node(_nested(value), graph, 1)
+    graph.operations[_FUNCTION + name] = Operation(given)
+
+
+def _read_node(content: memoryview, graph: StoredGraph, depth: int) -> list[str]:
+    """Read an operation; give the names of what it gives."""
     inputs: list[str] = []
     outputs: list[str] = []
     kind = ""
@@ -148,22 +140,29 @@ def _read_node(content: memoryview, graph: _Graph, depth: int) -> None:
         elif number == 4:
             kind = _text(value)
         elif number == 5:
-            _read_attribute(_nested(value), graph, outputs, depth)
-    if kind in _COMPUTING:
-        graph.computing.append(inputs)
-    elif kind in _PASSING:
-        graph.producers.update(dict.fromkeys(outputs, inputs))
+            inputs += _read_attribute(_nested(value), graph, outputs, depth)
+    if kind not in _COMPUTING | _PASSING:
+        inputs.append(_FUNCTION + kind)  # it may be one
+    operation = Operation(inputs, computes=kind in _COMPUTING, passes=kind in _PASSING)
+    if kind != "Constant":
+        graph.operations.update(dict.fromkeys(outputs, operation))
+    return outputs
 
 
-def _read_attribute(content: memoryview, graph: _Graph, outputs: list[str], depth: int) -> None:
+def _read_attribute(
+    content: memoryview, graph: StoredGraph, outputs: list[str], depth: int
+) -> list[str]:
+    """Read an attribute; give the names of what the operations of its graphs give."""
+    given: list[str] = []
     for number, value in _fields(content):
         if number == 5 and outputs:  # the tensor of a Constant
             _read_tensor(_nested(value), graph, outputs[0])
         elif number in (6, 11):  # graphs
-            _read_graph(_nested(value), graph, 1, depth + 1)
+            given += _read_graph(_nested(value), graph, depth + 1)
+    return given
 
 
-def _read_tensor(content: memoryview, graph: _Graph, name: str = "") -> None:
+def _read_tensor(content: memoryview, graph: StoredGraph, name: str = "") -> None:
     dims: list[int] = []
     kind, raw, floats = 0, memoryview(b""), []
     for number, value in _fields(content):
@@ -177,12 +176,11 @@ def _read_tensor(content: memoryview, graph: _Graph, name: str = "") -> None:
             name = name or _text(value)
         elif number == 9:
             raw = _nested(value)
-    if kind not in _PRECISIONS:
-        return
-    precision, values = _PRECISIONS[kind], b"".join([raw, *floats])
-    exact = precision is Precision.FP32 and len(values) % 4 == 0 and len(values) > 0
-    in_bfloat16 = exact and fit_bfloat16(np.frombuffer(values, "<f4"))
-    graph.tensors[name] = StoredTensor(precision, count_elements(dims), in_bfloat16)
+    if kind in _PRECISIONS:
+        values = b"".join(floats) or raw
+        graph.tensors[name] = functools.cache(
+            partial(stored_tensor, _PRECISIONS[kind], tuple(dims), values)
+        )
 
 
 def _fields(content: memoryview) -> _Fields:

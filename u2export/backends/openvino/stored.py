@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import functools
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
-
-import numpy as np
 
 from u2export.backends.openvino.library import WEIGHTS_HASH_KEY, require_weights
 from u2export.core.enums import Precision
 from u2export.core.facts import FACTS_KEY, parse_facts
 from u2export.core.stored import (
-    BYTES_PER_STEP,
-    Effort,
+    Operation,
+    StoredGraph,
     StoredTensor,
-    count_elements,
-    fit_bfloat16,
+    find_weights,
     possible_precisions,
+    stored_tensor,
 )
 from u2export.errors import ArtifactError
 from u2export.system.documents import open_regular, read_bounded
@@ -37,21 +35,6 @@ _INT8_LEVELS = 256
 _PASSING = frozenset(
     {"Add", "Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"}
 )
-
-
-@dataclass
-class _Layer:
-    """A layer of the file.
-
-    Attributes:
-        kind: its type.
-        data: its attributes.
-        inputs: the identities of the layers that it reads.
-    """
-
-    kind: str
-    data: dict[str, str]
-    inputs: list[str] = field(default_factory=list)
 
 
 def read_facts(path: Path) -> str | None:
@@ -79,78 +62,46 @@ def read_facts(path: Path) -> str | None:
 
 
 def stored_precisions(path: Path) -> tuple[Precision, ...]:
-    """Find the precisions that describe most weights in a file, the strictest first.
+    """Find the precisions that describe most weights in a file: see `possible_precisions`.
 
     Raises:
-        ArtifactError: the file is damaged, or its `.bin` is missing.
+        ArtifactError: the file is damaged, its `.bin` is missing, or it takes too long to read.
     """
     require_weights(path)
-    layers = _read_layers(_read_xml(path))
+    document = _read_xml(path)
     try:
         with open_regular(path.with_suffix(".bin")) as file:
             content = memoryview(file.read())
-        return possible_precisions(_weights(layers, content))
+        return possible_precisions(find_weights(_read_graph(document, content)))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
 
 
-def _weights(layers: dict[str, _Layer], content: memoryview) -> Iterator[StoredTensor]:
-    """The weights of each layer that computes: the largest constant that it reads."""
-    effort = Effort()
-    for layer in layers.values():
-        if layer.kind in _COMPUTING:
-            stored = list(_constants(layer, layers, content, effort))
-            if stored:
-                yield max(stored, key=lambda tensor: tensor.elements)
-
-
-def _constants(
-    layer: _Layer, layers: dict[str, _Layer], content: memoryview, effort: Effort
-) -> Iterator[StoredTensor]:
-    """The constants that a layer reads, through operations that pass them on."""
-    names = [(name, False) for name in layer.inputs]
-    seen = set(layer.inputs)
-    for name, rounded in names:  # grows
-        source = layers.get(name)
-        if source is None:
+def _read_graph(document: ElementTree.Element, content: memoryview) -> StoredGraph:
+    graph = StoredGraph()
+    for element in document.iterfind("layers/layer"):
+        name, kind, data = element.get("id", ""), element.get("type", ""), element.find("data")
+        attributes = {} if data is None else data.attrib
+        if kind == "Const":
+            if attributes.get("element_type") in _PRECISIONS:
+                graph.tensors[name] = functools.cache(partial(_constant, attributes, content))
             continue
-        effort.spend(1 + len(source.inputs))
-        if source.kind == "Const" and source.data.get("element_type") in _PRECISIONS:
-            effort.spend(int(source.data.get("size", "0")) // BYTES_PER_STEP)
-            yield _stored_tensor(source.data, content, rounded=rounded)
-        elif source.kind in _PASSING:
-            rounds = rounded or _rounds_to_int8(source)
-            names += [(one, rounds) for one in source.inputs if one not in seen]
-            seen.update(source.inputs)
+        rounds = kind == "FakeQuantize" and int(attributes.get("levels", "0")) <= _INT8_LEVELS
+        graph.operations[name] = Operation([], kind in _COMPUTING, kind in _PASSING, rounds)
+        graph.outputs += [name] if kind == "Result" else []
+    for edge in document.iterfind("edges/edge"):
+        target = graph.operations.get(edge.get("to-layer", ""))
+        if target:
+            target.inputs.append(edge.get("from-layer", ""))
+    return graph
 
 
-def _rounds_to_int8(layer: _Layer) -> bool:
-    return layer.kind == "FakeQuantize" and int(layer.data.get("levels", "0")) <= _INT8_LEVELS
-
-
-def _stored_tensor(data: dict[str, str], content: memoryview, *, rounded: bool) -> StoredTensor:
+def _constant(data: dict[str, str], content: memoryview) -> StoredTensor:
     shape = [int(side) for side in data.get("shape", "").split(",") if side.strip()]
     start, size = int(data.get("offset", "0")), int(data.get("size", "0"))
     if not 0 <= start <= start + size <= len(content):
         raise ValueError("a constant lies outside of its .bin")
-    precision = Precision.INT8 if rounded else _PRECISIONS[data["element_type"]]
-    values = content[start : start + size]
-    exact = precision is Precision.FP32 and size > 0 and size % 4 == 0
-    in_bfloat16 = exact and fit_bfloat16(np.frombuffer(values, "<f4"))
-    return StoredTensor(precision, count_elements(shape), in_bfloat16)
-
-
-def _read_layers(document: ElementTree.Element) -> dict[str, _Layer]:
-    layers = {}
-    for element in document.iterfind("layers/layer"):
-        data = element.find("data")
-        attributes = {} if data is None else dict(data.attrib)
-        layers[element.get("id", "")] = _Layer(element.get("type", ""), attributes)
-    for edge in document.iterfind("edges/edge"):
-        target = layers.get(edge.get("to-layer", ""))
-        if target:
-            target.inputs.append(edge.get("from-layer", ""))
-    return layers
+    return stored_tensor(_PRECISIONS[data["element_type"]], shape, content[start : start + size])
 
 
 def _read_xml(path: Path) -> ElementTree.Element:
