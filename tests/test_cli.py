@@ -250,7 +250,7 @@ def test_unreadable_pictures_are_reported_and_the_rest_done(command, artifact, t
         (["ARTIFACT", "p.png", "q.png", "--out", "one.png"], 2, "do not fit into the one file"),
         (["ARTIFACT", "p.png", "--out", "p.png/x/y.png"], 2, "cannot be written"),
         (["foreign.onnx", "p.png"], 2, "name the model it was made from"),
-        (["garbage.onnx", "p.png", "--model", "u2netp"], 4, "refuses"),
+        (["garbage.onnx", "p.png", "--model", "u2netp"], 4, "cannot be read as ONNX"),
         (["note.xyz", "p.png"], 2, "no installed backend opens files ending in '.xyz'"),
     ],
 )

@@ -32,7 +32,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 # `pip install` of this project, such as '.[dev]' or "$file[export]"
 PROJECT_EXTRAS = re.compile(r"(?:\.|\$\w+)\[([\w,-]+)\]")
 # What every runner has, and what Python brings: nobody need install it.
-SYSTEM_PROGRAMS = {"echo", "ls", "make", "python", "useradd"}
+SYSTEM_PROGRAMS = {"echo", "ls", "make", "python", "sudo", "useradd"}
 
 
 def _build_wheel(source: Path, out: Path) -> Path:

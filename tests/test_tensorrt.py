@@ -642,7 +642,7 @@ def test_a_truncated_engine_is_status_4_and_no_crash(command, exported: Path, tm
     ("content", "status", "sentence"),
     [
         (b"", 4, "is empty"),
-        (b"not an onnx file at all", 4, "onnxruntime"),
+        (b"not an onnx file at all", 4, "cannot be read as ONNX"),
     ],
 )
 def test_a_file_that_is_no_onnx_is_refused_and_no_crash(

@@ -25,7 +25,7 @@ _Blocks = tuple[tuple[_Positive, ...], ...]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 # No built-in budget passes such masks.
-_LEAST_PASSED_IOU = min(budget.mask_iou for budget in BUDGETS.values())
+LEAST_PASSED_IOU = min(budget.mask_iou for budget in BUDGETS.values())
 STAGES = tuple(stage for stage in Stage if stage is not Stage.READ)  # the bytes are in memory
 
 
@@ -100,7 +100,7 @@ class MaskAccuracy(FrozenModel):
 
         Earlier releases let a file of 8 bits say how strictly it is judged.
         """
-        return self.passed and (self.iou is None or self.iou >= _LEAST_PASSED_IOU)
+        return self.passed and (self.iou is None or self.iou >= LEAST_PASSED_IOU)
 
 
 class Row(FrozenModel):

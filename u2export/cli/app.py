@@ -176,4 +176,9 @@ def _status_of(command: Callable[[], object]) -> int | str | None:
     except MemoryError:
         say("error: there is not enough memory for this", always=True)
         return ExportError.exit_status
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        say("error: the current folder no longer exists", always=True)
+        return InputError.exit_status
     return status

@@ -111,7 +111,7 @@ class Artifact:
 
 def manifest_path(path: Path) -> Path:
     """Where the manifest of a model file lies: the same name with `.json` appended."""
-    return path.with_name(path.name + ".json")
+    return path.parent / f"{path.name}.json"
 
 
 def read_artifact(path: Path) -> Artifact:

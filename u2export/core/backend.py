@@ -275,6 +275,8 @@ class Backend:
         run_options: names of `RunSpec` fields that it honours beyond device and threads.
         backend_options: options of its own.
         companion_suffixes: of further files that belong to a model file, such as `.bin`.
+        external_files: gives where else a model file's weights lie, as it says: paths from its
+            folder.
         check_on_open: devices on which every opening is checked with `Runner.executed`. Elsewhere
             the runtime can do nothing else, or asking it takes too long.
         unavailable_reason: why it cannot run on a device of this machine, as a phrase; else empty.
@@ -307,6 +309,7 @@ class Backend:
     run_options: tuple[str, ...] = ()
     backend_options: tuple[BackendOption, ...] = ()
     companion_suffixes: tuple[str, ...] = ()
+    external_files: Callable[[Path], list[str]] = lambda path: []
     check_on_open: tuple[Device, ...] = ()
     unavailable_reason: Callable[[Device], str] = lambda device: ""
     unsupported_reason: Callable[[Artifact, RunSpec], str] = lambda artifact, run_spec: ""
@@ -318,4 +321,5 @@ class Backend:
 
     def companion_paths(self, path: Path) -> list[Path]:
         """Where what belongs to a model file lies beside it."""
-        return [path.with_suffix(suffix) for suffix in self.companion_suffixes]
+        beside = [path.with_suffix(suffix) for suffix in self.companion_suffixes]
+        return beside + [path.parent / name for name in self.external_files(path)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from u2export.core.enums import Architecture, Precision, Resize, Task
 from u2export.core.models import ModelSpec, PictureSpec
@@ -104,6 +104,14 @@ class Facts(BaseModel):
     quantization: QuantizationFacts | None = None
     tools: Mapping[str, str] = {}
     build: Mapping[str, str] = {}
+
+    @field_validator("channels", "scaling", "output_rule")
+    @classmethod
+    def _check_word(cls, word: str, info: ValidationInfo) -> str:
+        """There is one pipeline; a file that describes another one misleads whoever reads it."""
+        if word != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(f"u2export knows no {info.field_name} {word!r}")
+        return word
 
     @field_validator("build")
     @classmethod

@@ -286,7 +286,8 @@ def _check_companions(artifact: Artifact) -> None:
         DependencyError: its backend cannot be imported.
     """
     companions = model_files(artifact)[1:]
-    unlisted = [path for path in companions if path.name not in artifact.files]
+    folder, listed = artifact.path.parent, artifact.files
+    unlisted = [path for path in companions if path.parent != folder or path.name not in listed]
     if unlisted:
         raise ArtifactError(
             f"{unlisted[0]} belongs to {artifact.path.name}, and its manifest does not list it: "

@@ -59,11 +59,13 @@ class StoredGraph:
         operations: by the names of what they give.
         tensors: what is stored, by name; called when it is needed.
         outputs: names of the outputs that make masks.
+        elsewhere: where tensors lie that are not in the file, as it says.
     """
 
     operations: dict[str, Operation] = field(default_factory=dict)
     tensors: dict[str, Callable[[], StoredTensor]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
+    elsewhere: set[str] = field(default_factory=set)
 
 
 class _Effort:

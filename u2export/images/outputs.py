@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import string
 import sys
 import unicodedata
@@ -225,6 +226,9 @@ def _template_fields(template: str) -> set[str]:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f"{template!r} is no template of names: {error}") from error
+    wide = re.search(r"\d{4}", " ".join(spec or "" for _, _, spec, _ in parts))
+    if wide:
+        raise InputError(f"{template!r} makes names that no disk takes")
     fields = {field for _, field, _, _ in parts if field is not None}
     if unknown := fields - set(TEMPLATE_FIELDS):
         known, other = ", ".join(TEMPLATE_FIELDS), min(unknown) or "nothing"

@@ -16,6 +16,7 @@ from u2export.system.cache import weights_folder
 from u2export.system.documents import is_file, read_bounded
 from u2export.system.files import file_sha256
 
+MAX_SEED_DIGITS = 18  # what PyTorch takes
 DEFAULT_MODEL, FALLBACK_MODEL = "u2netp", "u2netp-demo"
 
 
@@ -201,8 +202,8 @@ def source_of(facts: Facts, given: str | None = None) -> Artifact:
 
 def _random_weights(model: ModelSpec, given: str) -> Artifact:
     seed = given.removeprefix(RANDOM_PREFIX)
-    if not seed.isdecimal():
-        raise InputError(f"random weights take a whole number, as in random:0, got {given!r}")
+    if not seed.isdecimal() or len(seed) > MAX_SEED_DIGITS:
+        raise InputError(f"random weights take a whole number, as in random:0, got {given[:40]!r}")
     given = f"{RANDOM_PREFIX}{int(seed)}"
     from u2export.network import checkpoint  # torch is needed to draw the values
 

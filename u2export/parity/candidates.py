@@ -151,6 +151,7 @@ def prepare_candidate(
     try:
         with registry.open_runner(opened, request.run) as runner:
             execution = runner.executed()
+            _check_batch(opened, runner.batch)
         if not opened.foreign:  # its budget is that of what it says, so it must compute that
             run_spec = registry.resolve_run_spec(registry.load(opened.backend), request.run)
             check_execution(_at_least_half(execution), run_spec, opened.path.name)
@@ -171,6 +172,14 @@ def prepare_candidate(
             yield Pipeline(info.name, runner.single, spec)
 
     return Candidate(info, budget, spec, open_pipeline, opened)
+
+
+def _check_batch(artifact: Artifact, batch: int | None) -> None:
+    if not artifact.foreign and artifact.facts.batch != batch:
+        raise ArtifactError(
+            f"{artifact.path} says that its batch is {artifact.facts.batch or 'free'}, and it is "
+            f"{batch or 'free'}"
+        )
 
 
 def _at_least_half(execution: Execution) -> Execution:

@@ -107,6 +107,9 @@ def read_certificate(artifact: Artifact) -> Certificate:
         ) from error
     if certificate.files != dict(artifact.files):
         raise ArtifactError(f"the certificate of {artifact.path} is for other bytes: judge it anew")
+    said = certificate.precision
+    if said and said != str(artifact.facts.precision):
+        raise ArtifactError(f"the certificate of {artifact.path} is for {said}: judge it anew")
     if reason := _contradiction(certificate):
         raise ArtifactError(f"the certificate of {artifact.path} contradicts itself: {reason}")
     return certificate
@@ -119,5 +122,15 @@ def _contradiction(certificate: Certificate) -> str:
         return f"{figures.subjects} of {figures.pictures} pictures have a subject"
     if None in (figures.mask_mae, figures.mask_iou, figures.worst_iou):
         return "it has no figures of masks"
+    if not figures.raw_mean <= figures.raw_max or min(figures.raw_mean, figures.mask_mae or 0) < 0:
+        return f"raw mean {figures.raw_mean:g} and raw max {figures.raw_max:g} cannot be"
+    if not 0 <= (figures.worst_iou or 0) <= (figures.mask_iou or 0) <= 1:
+        return f"worst IoU {figures.worst_iou} and IoU {figures.mask_iou} cannot be"
+    counted = sum(certificate.kinds.values()) if certificate.kinds else certificate.cases
+    properties = certificate.kinds.get("property", len(certificate.properties))
+    if counted != certificate.cases or figures.pictures > certificate.cases:
+        return f"{certificate.cases} cases are not {counted}, of {figures.pictures} pictures"
+    if properties != len(certificate.properties):
+        return f"it names {len(certificate.properties)} of {properties} properties"
     excess = budget_excess(figures, certificate.budget)
     return f"it passed, but {excess}" if excess else ""

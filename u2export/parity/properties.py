@@ -83,11 +83,10 @@ def _network_input(case: Case, spec: PictureSpec) -> Array:
 
 def _check_batch(runner: Runner, inputs: list[Array], budget: Budget, most: int) -> CaseResult:
     name = "a batch and its pictures alone"
-    count = min(most, runner.max_batch or most)
+    # a fixed batch of more pictures is what the file is called with
+    count = max(runner.min_batch, min(most, runner.max_batch or most))
     if runner.max_batch == 1:
         return _skipped(name, "it takes one picture at a time")
-    if runner.min_batch > count:
-        return _skipped(name, f"it takes no batch of {count}")
     batch = [inputs[i % len(inputs)] for i in range(count)]
     outputs = runner(np.concatenate(batch))
     pairs = [(runner.single(x), y[0]) for x, y in zip(batch, outputs, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from u2export.compare.budgets import BUDGETS, Budget, budget_excess, budget_for
+from u2export.compare.budgets import BUDGETS, Budget, budget_excess, budget_for, looser_bounds
 from u2export.core import registry
 from u2export.core.artifact import manifest_path
 from u2export.core.enums import Precision
@@ -53,9 +53,8 @@ def verify_artifact(path: Path, budgets: Mapping[Precision, Budget] = BUDGETS) -
 def format_certificate(path: Path, certificate: Certificate) -> str:
     """Describe a certificate for people."""
     figures = certificate.judgement
-    looser = (
-        f"{path} passed by looser budgets: {certificate.looser}\n" if certificate.looser else ""
-    )
+    bounds = certificate.precision and looser_bounds(certificate.budget, certificate.precision)
+    looser = bounds and f"{path} passed by looser budgets: {bounds}\n"
     kinds = ", ".join(f"{count} {kind}" for kind, count in certificate.kinds.items())
     weights = f" (weights {certificate.weights[:12]})" if certificate.weights else ""
     return (

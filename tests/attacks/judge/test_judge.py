@@ -18,11 +18,14 @@ from u2export.compare.probe_images import degenerate_cases, synthetic_cases, unf
 from u2export.core import registry
 from u2export.core.enums import Precision
 from u2export.core.facts import QUANTIZATION_KEY
-from u2export.core.models import PictureSpec
+from u2export.core.models import MODELS, PictureSpec
+from u2export.core.requests import ExportSpec
 from u2export.core.stored import StoredTensor, possible_precisions
 from u2export.errors import ArtifactError
+from u2export.export.build import build_artifact
 from u2export.images.decode import open_image
 from u2export.images.preprocess import preprocess
+from u2export.network import weights
 from u2export.parity.check import check_parity
 from u2export.parity.lookalikes import NAME as LOOKALIKES
 from u2export.parity.outputs import certify_passed
@@ -101,7 +104,8 @@ def test_the_honest_twins_pass(judged, precision: str):
 
 @pytest.mark.parametrize("name", cheats.names())
 def test_a_cheat_fails(judged, name: str):
-    assert judged[name].state == "failed"
+    expected = "refused" if name == "never the same twice" else "failed"
+    assert judged[name].state == expected
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,9 @@ def test_a_precision_that_the_weights_do_not_have_is_refused(
         cheats.apply(model, name)
     cheats.save(model, honest, tmp_path / "a.onnx", **LIES[lie])
     artifact = registry.open_artifact(tmp_path / "a.onnx")
-    with pytest.raises(ArtifactError, match="but its weights are fp32"):
+    random = name == "never the same twice"
+    sentence = "it draws random numbers" if random else "but its weights are fp32"
+    with pytest.raises(ArtifactError, match=sentence):
         registry.with_stored_precision(artifact)
 
 
@@ -279,6 +285,48 @@ def test_a_row_that_says_that_a_ruined_mask_passed_never_wins(command, tmp_path:
     assert "its mask is wrong: IoU 0.01" in done.stdout
 
 
+@pytest.mark.parametrize("batch", [4, 16])
+def test_a_fixed_batch_is_judged_whole(small: Path, tmp_path: Path, batch: int):
+    """The first picture of each batch is right."""
+    spec = ExportSpec(MODELS["u2netp-demo"], 64, batch=batch)
+    source = weights.find(MODELS["u2netp-demo"])
+    artifact = build_artifact("onnx", spec, source, tmp_path)
+    model = onnx.load(artifact.path)
+    cheats.cheat_output(model, cheats.right_for_the_first)
+    cheats.save(model, artifact.path, tmp_path / "a.onnx")
+    paths = (artifact.path, tmp_path / "a.onnx")
+    honest, wrong = check_parity(ParityRequest("torch", paths))[0].candidates
+    assert honest.passed
+    assert [case.name for case in wrong.failed] == ["a batch and its pictures alone"]
+
+
+def test_weights_beside_the_file_must_be_in_the_manifest(command, honest: Path, tmp_path: Path):
+    facts = json.loads(Path(f"{honest}.json").read_text())["facts"]
+    model = onnx.load(honest)
+    onnx.external_data_helper.convert_model_to_external_data(model, location="a.data")
+    onnx.save(model, tmp_path / "made.onnx")
+    assert (tmp_path / "a.data").stat().st_size > 1_000_000
+    model = onnx.load(tmp_path / "made.onnx", load_external_data=False)
+    cheats.save(model, honest, tmp_path / "a.onnx", **facts)
+    picture(tmp_path / "p.png")
+    for words in (("run", "a.onnx", "p.png"), ("verify", "a.onnx"), ("parity", "torch", "a.onnx")):
+        done = command(*words)
+        assert done.returncode == 4, done.stderr
+        assert "its manifest does not list it: export it again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"channels": "BGR"}, {"scaling": "none"}, {"output_rule": "inverted"}, {"batch": 1}],
+    ids=str,
+)
+def test_words_that_mislead_a_reader_are_refused(command, honest: Path, tmp_path: Path, lie):
+    cheats.save(onnx.load(honest), honest, tmp_path / "a.onnx", **lie)
+    done = command("parity", "torch", "a.onnx")
+    assert done.returncode == 4, done.stdout
+    assert len(done.stderr.splitlines()) == 1
+
+
 # --- what int8 promised
 
 
@@ -358,6 +406,46 @@ def test_a_certificate_is_held_to_the_projects_budget_and_not_to_its_own(command
     done = command("verify", ONNX)
     assert done.returncode == 6, done.stderr
     assert "passed only by budgets of its own: mask_iou 0.5000 (at least 0.999)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": {"drawn": 5}},
+        {"cases": 1},
+        {"properties": []},
+        {"precision": "int8"},
+        {"judgement": {"raw_max": -5.0}},
+        {"judgement": {"mask_mae": -1.0}},
+        {"judgement": {"mask_iou": 7.0}},
+        {"judgement": {"worst_iou": 1.0, "mask_iou": 0.9999}},
+        {"judgement": {"raw_mean": 1e-6, "raw_max": 1e-7}},
+        {"judgement": {"pictures": 1_000_000}},
+    ],
+    ids=str,
+)
+def test_figures_that_cannot_be(command, certified: Path, change: dict):
+    def apply(manifest: dict) -> None:
+        certificate = manifest["checks"]["certificate"]
+        certificate["judgement"].update(change.get("judgement", {}))
+        certificate.update({key: value for key, value in change.items() if key != "judgement"})
+
+    cheats.change_manifest(certified / ONNX, apply)
+    done = command("verify", ONNX)
+    assert done.returncode == 4, done.stdout
+    assert "certificate" in done.stderr
+
+
+def test_looser_budgets_are_told_by_their_figures(command, certified: Path):
+    """Not by what the certificate says of them."""
+    cheats.change_manifest(
+        certified / ONNX,
+        lambda m: m["checks"]["certificate"]["budget"].update(mask_iou=0.5),
+    )
+    done = command("verify", ONNX)
+    assert done.returncode == 0, done.stderr
+    first = f"{ONNX} passed by looser budgets: mask_iou 0.5 instead of 0.999"
+    assert done.stdout.splitlines()[0] == first
 
 
 def test_a_certificate_of_another_file_counts_for_nothing(command, certified: Path):

@@ -17,7 +17,7 @@ from u2export.backends.onnx.session import (
     session_options,
     unoptimized_session,
 )
-from u2export.backends.onnx.stored import read_facts, stored_precisions
+from u2export.backends.onnx.stored import external_files, read_facts, stored_precisions
 from u2export.core.arrays import Array, Tensors
 from u2export.core.artifact import Artifact
 from u2export.core.backend import Backend
@@ -110,6 +110,7 @@ BACKEND = Backend(
     check_on_open=(Device.CUDA,),
     unavailable_reason=unavailable_reason,
     stored_precisions=stored_precisions,
+    external_files=external_files,
     load_onnx=load_onnx,
     module_tensors=module_tensors,
     plot_colour="#4a86c5",

@@ -26,6 +26,7 @@ from u2export.core.enums import Precision
 from u2export.core.execution import Execution
 from u2export.core.ports import Port, check_ports
 from u2export.core.requests import RunSpec
+from u2export.errors import OutputError
 from u2export.system import ordered_pool
 from u2export.system.files import scratch_folder
 
@@ -91,7 +92,13 @@ class OnnxRunner(Runner):
             options.profile_file_prefix = str(Path(folder) / "kernels")
             session = open_session(self._path, options, self._run_spec.device)
             compute(session, {self._input_name: x}, None, self._options)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            profile = Path(session.end_profiling())
+            try:
+                events = json.loads(profile.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise OutputError(
+                    f"onnxruntime's profile was not written whole into {folder}: is the disk full?"
+                ) from error
         return Execution(
             runtime=f"onnxruntime {ort.__version__}",
             device=self._run_spec.device,

@@ -15,8 +15,10 @@ from typing import TypeAlias
 from u2export.core.enums import Precision
 from u2export.core.facts import FACTS_KEY
 from u2export.core.stored import (
+    MAX_DIMENSIONS,
     Operation,
     StoredGraph,
+    count_elements,
     find_weights,
     possible_precisions,
     stored_tensor,
@@ -39,6 +41,10 @@ _PRECISIONS = {
 _COMPUTING = frozenset(
     {"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "Gemm", "MatMul", "MatMulInteger"}
     | {"QLinearConv", "QLinearMatMul"}
+)
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
+    | {"RandomUniformLike"}
 )
 # Operations between stored weights and the layer that reads them.
 _PASSING = frozenset(
@@ -68,21 +74,26 @@ def read_facts(path: Path) -> str | None:
     return found[0] if found else None
 
 
+def external_files(path: Path) -> list[str]:
+    """Where tensors lie that are not in an ONNX file, as it says: paths from its folder.
+
+    Raises:
+        ArtifactError: it is no ONNX file.
+    """
+    with _reading(path) as model:
+        if b"location" not in bytes(model):  # what the entry is called that says so
+            return []
+        return sorted(_read_model(model).elsewhere)
+
+
 def stored_precisions(path: Path) -> tuple[Precision, ...]:
     """Find the precisions that describe most weights in a file: see `possible_precisions`.
 
     Raises:
         ArtifactError: it is no ONNX file, or one that takes too long to read.
     """
-    graph = StoredGraph()
     with _reading(path) as model:
-        for number, entry in _fields(model):
-            if number == 7:  # graph
-                _read_graph(_nested(entry), graph)
-                graph.outputs = graph.outputs[:1]  # the first one makes masks
-            elif number == 25:  # functions
-                _read_function(_nested(entry), graph)
-        return possible_precisions(find_weights(graph))
+        return possible_precisions(find_weights(_read_model(model)))
 
 
 @contextmanager
@@ -98,6 +109,17 @@ def _reading(path: Path) -> Iterator[memoryview]:
         yield memoryview(content)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
+
+
+def _read_model(model: memoryview) -> StoredGraph:
+    graph = StoredGraph()
+    for number, entry in _fields(model):
+        if number == 7:  # graph
+            _read_graph(_nested(entry), graph)
+            graph.outputs = graph.outputs[:1]  # the first one makes masks
+        elif number == 25:  # functions
+            _read_function(_nested(entry), graph)
+    return graph
 
 
 def _read_graph(content: memoryview, graph: StoredGraph, depth: int = 0) -> list[str]:
@@ -141,6 +163,8 @@ def _read_node(content: memoryview, graph: StoredGraph, depth: int) -> list[str]
             kind = _text(value)
         elif number == 5:
             inputs += _read_attribute(_nested(value), graph, outputs, depth)
+    if kind in _RANDOM:
+        raise ValueError(f"it draws random numbers by {kind}, so no check holds for the next call")
     if kind not in _COMPUTING | _PASSING:
         inputs.append(_FUNCTION + kind)  # it may be one
     operation = Operation(inputs, computes=kind in _COMPUTING, passes=kind in _PASSING)
@@ -168,6 +192,7 @@ def _read_tensor(content: memoryview, graph: StoredGraph, name: str = "") -> Non
     for number, value in _fields(content):
         if number == 1:
             dims += [value] if isinstance(value, int) else _varints(value)
+            count_elements(dims)  # before there are more
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 4:
@@ -176,6 +201,10 @@ def _read_tensor(content: memoryview, graph: StoredGraph, name: str = "") -> Non
             name = name or _text(value)
         elif number == 9:
             raw = _nested(value)
+        elif number == 13:  # external_data
+            entry = dict(_fields(_nested(value)))
+            if _text(entry.get(1)) == "location":
+                graph.elsewhere.add(_text(entry.get(2)))
     if kind in _PRECISIONS:
         values = b"".join(floats) or raw
         graph.tensors[name] = functools.cache(
@@ -220,8 +249,9 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
 
 
 def _varints(content: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(content):
+    values: list[int] = []
+    at = 0
+    while at < len(content) and len(values) <= MAX_DIMENSIONS:
         value, at = _varint(content, at)
         values.append(value)
     return values

@@ -31,6 +31,7 @@ _PRECISIONS = {
 }
 _COMPUTING = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"})
 _INT8_LEVELS = 256
+_RANDOM = frozenset({"Multinomial", "RandomUniform"})
 # Operations between stored weights and the layer that reads them.
 _PASSING = frozenset(
     {"Add", "Convert", "FakeQuantize", "Multiply", "Reshape", "Subtract", "Transpose"}
@@ -86,6 +87,8 @@ def _read_graph(document: ElementTree.Element, content: memoryview) -> StoredGra
             if attributes.get("element_type") in _PRECISIONS:
                 graph.tensors[name] = functools.cache(partial(_constant, attributes, content))
             continue
+        if kind in _RANDOM:
+            raise ValueError(f"{kind} draws random numbers: no check holds for the next call")
         rounds = kind == "FakeQuantize" and int(attributes.get("levels", "0")) <= _INT8_LEVELS
         graph.operations[name] = Operation([], kind in _COMPUTING, kind in _PASSING, rounds)
         graph.outputs += [name] if kind == "Result" else []
