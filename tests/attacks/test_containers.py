@@ -98,6 +98,16 @@ def _torchscript(path: Path) -> None:
         archive.writestr("archive/code/__torch__.py", "")
 
 
+def _packed(path: Path, state: State) -> None:
+    """Save a checkpoint, and let a tool for archives compress it."""
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
 def _saved(change: Callable[[State], Any]) -> Callable[[Path, State], object]:
     return lambda path, state: torch.save(change(state), path)
 
@@ -130,6 +140,11 @@ ODD: list[tuple[str, Callable[[Path, State], object], str]] = [
     ),
     ("code", _saved(lambda s: {**s, "x": _Runs()}), "an object of posix.system, which could run"),
     ("TorchScript", lambda path, state: _torchscript(path), "is a TorchScript archive"),
+    (
+        "much from little",
+        lambda path, state: _packed(path, {"side1.bias": torch.zeros(1_000_000)}),
+        "made to fill the memory: it unpacks to 40",
+    ),
     ("text", lambda path, state: path.write_text("weights"), "neither a safetensors file nor"),
     ("nothing", lambda path, state: path.write_bytes(b""), "is empty: fetch or copy it again"),
     ("a zip's beginning", lambda path, state: path.write_bytes(b"PK\3\4abc"), "is damaged"),
@@ -151,6 +166,12 @@ def test_odd_weights_are_named(make, sentence: str, name: str, state: State, tmp
     with pytest.raises(ArtifactError, match=sentence):
         read_state(path, lambda told: None)
     assert not Path("ran").exists()
+
+
+def test_a_checkpoint_that_was_compressed_is_read_to_the_bit(state: State, tmp_path: Path):
+    _packed(tmp_path / "w.pth", state)
+    found = read_state(tmp_path / "w.pth", lambda told: None)
+    assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
 @POSIX

@@ -11,6 +11,7 @@ the few small inputs that reach most, and puts them beside the committed ones.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
@@ -28,11 +29,11 @@ TURN_SECONDS = 300.0  # a kill loses at most this much
 LEAST_SECONDS = 5.0
 # A reader may take 10 s by its own clock; libFuzzer ends the process where one hangs.
 LIMITS = ("-timeout=30", "-rss_limit_mb=4096", "-len_control=0", "-print_final_stats=1")
-KEPT_BYTES = 6000  # of each corpus, beside its seeds
+KEPT_FILES, KEPT_BYTES = 12, 6000  # of each corpus, beside its seeds
 
 
 def _folder(kind: str, name: str) -> Path:
-    folder = PLACE / kind / name
+    folder = PLACE.absolute() / kind / name  # readers have another current folder
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -125,13 +126,17 @@ def keep(reader: Reader) -> None:
     shutil.rmtree(chosen)
     chosen.mkdir()
     shutil.copytree(reader.corpus[0].parent, chosen, dirs_exist_ok=True)
-    seeds, left = {path.name for path in reader.corpus}, KEPT_BYTES
+    seeds = {path.name for path in reader.corpus}
     log = _folder("logs", reader.name) / "merge.txt"
     grown = str(_folder("corpora", reader.name))
     _run_target(reader, log, "-merge=1", f"-max_len={reader.largest}", str(chosen), grown)
-    for path in sorted(chosen.iterdir(), key=lambda path: path.stat().st_size):
-        left -= 0 if path.name in seeds else path.stat().st_size
-        if path.name not in seeds and left >= 0:
+    new = sorted(
+        (path for path in chosen.iterdir() if path.name not in seeds),
+        key=lambda path: path.stat().st_size,
+    )
+    sizes = itertools.accumulate(path.stat().st_size for path in new)
+    for path, size in zip(new[:KEPT_FILES], sizes, strict=False):
+        if size <= KEPT_BYTES:
             shutil.copy(path, reader.corpus[0].parent / path.name)
 
 

@@ -426,6 +426,7 @@ _READERS = (
             _picture,
             ("images/decode", "compare/probe_images"),
             forms.png if name == "PNG" else forms.any_bytes,
+            memory_mb=1300 if name == "GIF" else 300,  # opening one takes a byte for each pixel
         )
         for name in PICTURE_FORMATS
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,9 @@ def main(name: str, folder: Path, flags: list[str]) -> None:
         (folder / f"fault-{digest}").write_bytes(content)
         (folder / f"fault-{digest}.txt").write_text(f"{fault.key}\n{fault.text}\n", "utf-8")
 
-    atheris.Setup([sys.argv[0], *map(_less_start, flags)], take, custom_mutator=mutate)
+    # libFuzzer gives the first word to a shell where it starts itself anew, as `-merge=1` does
+    itself = shlex.join([sys.executable, "-m", "fuzz.target", name, str(folder)])
+    atheris.Setup([itself, *map(_less_start, flags)], take, custom_mutator=mutate)
     atheris.Fuzz()
 
 

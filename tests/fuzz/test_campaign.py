@@ -26,6 +26,8 @@ class _Clock:
 
     def run(self, reader, log: Path, *words: str) -> int:
         [seconds] = [float(w.split("=")[1]) for w in words if w.startswith("-max_total_time")]
+        [place] = [Path(w.split("=")[1]) for w in words if w.startswith("-artifact_prefix")]
+        assert place.is_absolute()  # the fuzzer writes there while a reader has its own folder
         self.turns.append((reader.name, seconds))
         self.now += seconds
         log.write_text("#8\tNEW    cov: 7 ft: 9\n#300\tDONE   cov: 12 ft: 20\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,9 @@ from u2export.system.documents import first_line, open_regular
 _TRANSPARENT_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA", "RGBa"})  # with an RGB profile
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: width and height are swapped
+# A file is not even opened beyond: a GIF's frame takes its memory then.
+MAX_PIXELS_OPENED = 1_000_000_000
+_PIXELS_IN_ERROR = re.compile(r"\((\d+) pixels\)")  # of Pillow's own limit
 _PIXEL_LIMIT_LOCK = threading.Lock()
 
 
@@ -74,19 +78,21 @@ def read_header(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Ima
     Raises:
         InputError: the file is absent, no picture, or too large.
     """
-    header = open_header(source)
+    header = open_header(source, max_pixels)
     check_size(header, max_pixels)
     return header
 
 
-def open_header(source: Path | BinaryIO) -> ImageFile.ImageFile:
-    """Read the header of a picture file of any size; see `read_header`.
+def open_header(
+    source: Path | BinaryIO, max_pixels: int = MAX_PIXELS_OPENED
+) -> ImageFile.ImageFile:
+    """Read the header of a picture file, whatever its sides; see `read_header`.
 
     Raises:
-        InputError: the file is absent, or no picture.
+        InputError: the file is absent, no picture, or has more pixels.
     """
     name = _source_name(source)
-    with translate_errors(name), _no_pixel_limit(), ExitStack() as stack:
+    with translate_errors(name, max_pixels), _pixel_limit(max_pixels), ExitStack() as stack:
         file = stack.enter_context(open_regular(source)) if isinstance(source, Path) else source
         try:
             header = Image.open(file, formats=readable_formats())
@@ -112,10 +118,14 @@ def check_size(header: ImageFile.ImageFile, max_pixels: int) -> None:
         raise InputError(f"{name} has a side of {side} pixels, more than the {MAX_SIDE} allowed")
     if pixels > max_pixels:
         header.close()
-        raise InputError(
-            f"{name} has {pixels / 1e6:.1f} million pixels, more than the "
-            f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
-        )
+        raise _too_many_pixels(name, pixels, max_pixels)
+
+
+def _too_many_pixels(name: str, pixels: int, max_pixels: int) -> InputError:
+    return InputError(
+        f"{name} has {pixels / 1e6:.1f} million pixels, more than the "
+        f"{max_pixels / 1e6:.1f} million allowed: raise --max-pixels to take it"
+    )
 
 
 def decode_image(header: Image.Image, *, min_side: int | None = None) -> DecodedImage:
@@ -245,7 +255,7 @@ def crop_image(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Imag
         image: any mode.
         box: (left, top, right, bottom) in pixels.
     """
-    with _no_pixel_limit():
+    with _pixel_limit(None):
         return image.crop(box)
 
 
@@ -256,13 +266,21 @@ def _source_name(source: Path | BinaryIO | Image.Image) -> str:
 
 
 @contextmanager
-def translate_errors(name: str) -> Iterator[None]:
-    """Turn every error of reading a picture file into an `InputError` of one sentence."""
+def translate_errors(name: str, max_pixels: int | None = None) -> Iterator[None]:
+    """Turn every error of reading a picture file into an `InputError` of one sentence.
+
+    Args:
+        name: what the sentence calls the file.
+        max_pixels: Pillow's own limit, where it was set.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise InputError(f"there is no picture at {name}") from error
     except Exception as error:  # decoders raise many kinds of errors for broken files
+        pixels = _PIXELS_IN_ERROR.search(str(error))
+        if max_pixels and pixels and isinstance(error, Image.DecompressionBombError):
+            raise _too_many_pixels(name, int(pixels[1]), max_pixels) from error
         raise InputError(f"{name} cannot be read as a picture: {_error_reason(error)}") from error
 
 
@@ -274,12 +292,19 @@ def _error_reason(error: Exception) -> str:
     return first_line(error)
 
 
+class _Limit(int):
+    """A number of pixels beyond which Pillow refuses; it would warn there, and refuse at twice."""
+
+    def __rmul__(self, factor: int) -> int:
+        return int(self)
+
+
 @contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-    """Let Pillow open headers of any size; the caller checks the size before decoding."""
+def _pixel_limit(pixels: int | None) -> Iterator[None]:
+    """Set Pillow's own limit; None for none."""
     with _PIXEL_LIMIT_LOCK:
         limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS = None if pixels is None else _Limit(pixels)
         try:
             yield
         finally:

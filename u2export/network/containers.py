@@ -28,6 +28,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _MAX_LAYERS = 16  # of wrappers around wrappers
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _CODE_ENTRY = re.compile(r"^[^/]+/code/")  # of a TorchScript archive
+# An archive's size that it may unpack to, times; PyTorch takes the memory that an entry asks for.
+_MAX_UNPACKING = 16
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the library
 _BLOCKED_NAME = re.compile(r"(?:GLOBAL|global) `?([\w.]+)")
 _KINDS_OF_NUMBERS = (
@@ -91,7 +93,7 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_checkpoint(path: Path) -> object:
-    _refuse_torchscript(path)
+    _check_archive(path)
     try:
         # numbers of NumPy lie beside the weights in many a checkpoint, and hold no code
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
@@ -112,17 +114,23 @@ def _read_checkpoint(path: Path) -> object:
         raise ArtifactError(f"{path} is damaged or no PyTorch checkpoint") from error
 
 
-def _refuse_torchscript(path: Path) -> None:
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that holds code, or says that it unpacks to far more than it could."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
             has_code = any(_CODE_ENTRY.match(name) for name in archive.namelist())
+            unpacked = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ArtifactError(f"{path} is damaged or no PyTorch checkpoint") from error
     if has_code:
         raise ArtifactError(
             f"{path} is a TorchScript archive, which holds code: give the state_dict it was made of"
+        )
+    if unpacked > _MAX_UNPACKING * path.stat().st_size:
+        raise ArtifactError(
+            f"{path} is damaged, or made to fill the memory: it unpacks to {unpacked} bytes"
         )
 
 
