@@ -10,6 +10,8 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
@@ -33,8 +35,14 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it is absent, may not be read, or is no regular file.
     """
-    try:
+    with _possible_name(path):
         return open(path, "rb", opener=_open_descriptor)  # the caller closes it
+
+
+@contextmanager
+def _possible_name(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:  # a zero byte, or half of a pair of surrogates
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
 
@@ -76,7 +84,9 @@ def check_regular(path: Path) -> None:
     Raises:
         OSError: it is absent, cannot be resolved, or is no regular file.
     """
-    _require_regular(path.stat().st_mode, path)
+    with _possible_name(path):
+        mode = path.stat().st_mode
+    _require_regular(mode, path)
 
 
 def _require_regular(mode: int, path: Path) -> None:
