@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import signal
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -113,37 +114,40 @@ def test_groups_hold_so_many_and_the_last_what_is_left():
     assert list(ordered_pool.in_batches([], 3)) == []
 
 
+INTERRUPTED = """
+import itertools, json, signal, sys, threading, time
+from u2export.system import ordered_pool
+
+class Interrupted(BaseException):
+    pass
+
+told, unclaimed, done = [], [], []
+
+def work(item):
+    time.sleep(0.2)
+    done.append(item)
+    return item
+
+def interrupt(number, frame):
+    raise Interrupted
+
+signal.signal(signal.SIGUSR1, interrupt)
+main = threading.get_ident()
+kill = lambda: (time.sleep(0.3), signal.pthread_kill(main, signal.SIGUSR1))
+threading.Thread(target=kill).start()
+try:
+    told.extend(ordered_pool.map_in_order(work, itertools.count(), 2, 1, unclaimed))
+except Interrupted:
+    print(json.dumps([told + unclaimed, done]))
+"""
+
+
 @POSIX
 def test_whoever_is_interrupted_while_waiting_finds_all_that_was_done():
     """The signal comes while the first result is waited for, as it nearly always does."""
-
-    class Interrupted(BaseException):
-        pass
-
-    told, unclaimed, done = [], [], []
-    started = threading.Event()
-
-    def work(item: int) -> int:
-        started.set()
-        time.sleep(0.2)
-        done.append(item)
-        return item
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    main = threading.get_ident()
-    interrupter = threading.Thread(
-        target=lambda: (time.sleep(0.3), signal.pthread_kill(main, signal.SIGUSR1))
-    )
-    interrupter.start()
-    try:
-        results = ordered_pool.map_in_order(work, itertools.count(), 2, 1, unclaimed)
-        with pytest.raises(Interrupted):
-            told.extend(results)
-    finally:
-        interrupter.join()  # or its signal could meet no handler, which ends the process
-        signal.signal(signal.SIGUSR1, before)
-    assert sorted(told + unclaimed) == sorted(done)
-    assert len(told + unclaimed) == len(set(done)) < 50
+    words = [sys.executable, "-c", INTERRUPTED]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    found, done = json.loads(run.stdout)
+    assert sorted(found) == sorted(done)
+    assert 0 < len(found) == len(set(done)) < 50

@@ -165,7 +165,10 @@ def test_a_file_that_another_tool_rewrote_is_that_tools_file(command, exported, 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c["judgement"].update(mask_iou=0.01), "it passed, but mask_iou 0.0100"),
+        (
+            lambda c: c["judgement"].update(mask_iou=0.01, worst_iou=0.01),
+            "it passed, but mask_iou 0.0100",
+        ),
         (lambda c: c["judgement"].update(raw_max=None), "cannot be read: judgement.raw_max"),
         (lambda c: c["judgement"].update(mask_iou=None), "it has no figures of masks"),
         (lambda c: c["judgement"].update(subjects=0), "0 of "),
