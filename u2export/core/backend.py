@@ -282,9 +282,9 @@ class Backend:
         unavailable_reason: why it cannot run on a device of this machine, as a phrase; else empty.
         unsupported_reason: why this machine cannot run an artifact as asked, though it has the
             device, as a phrase; else empty.
-        stored_precisions: gives the precisions that describe most weights in a file, the strictest
-            first; read from its bytes and not from what it says. Without it a file counts as what
-            its runtime computes.
+        stored_precisions: gives the precision of most weights in a file, then others that it can
+            say of itself; read from its bytes and not from what it says. Without it a file counts
+            as what its runtime computes.
         load_onnx: loads an ONNX file from memory; raises anything where the runtime refuses it.
         module_tensors: for one input, gives the saliency, and the float32 tensors of these modules
             by module. A module that the file does not name is left out.

@@ -64,7 +64,7 @@ def read_facts(path: Path) -> str | None:
     """
     found = []
     with _reading(path) as model:
-        for number, entry in _fields(model):
+        for number, entry in _fields(memoryview(model)):
             if number == 14:  # metadata_props
                 texts = dict(_fields(_nested(entry)))
                 if _text(texts.get(1)) == FACTS_KEY:
@@ -81,9 +81,9 @@ def external_files(path: Path) -> list[str]:
         ArtifactError: it is no ONNX file.
     """
     with _reading(path) as model:
-        if b"location" not in bytes(model):  # what the entry is called that says so
+        if b"location" not in model:  # what the entry is called that says so
             return []
-        return sorted(_read_model(model).elsewhere)
+        return sorted(_read_model(memoryview(model)).elsewhere)
 
 
 def stored_precisions(path: Path) -> tuple[Precision, ...]:
@@ -93,11 +93,11 @@ def stored_precisions(path: Path) -> tuple[Precision, ...]:
         ArtifactError: it is no ONNX file, or one that takes too long to read.
     """
     with _reading(path) as model:
-        return possible_precisions(find_weights(_read_model(model)))
+        return possible_precisions(find_weights(_read_model(memoryview(model))))
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[memoryview]:
+def _reading(path: Path) -> Iterator[bytes]:
     """Give a file's bytes; while they are read, damage is an error of ours.
 
     Raises:
@@ -106,7 +106,7 @@ def _reading(path: Path) -> Iterator[memoryview]:
     try:
         with open_regular(path) as file:
             content = file.read()
-        yield memoryview(content)
+        yield content
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as ONNX: {error}") from error
 
